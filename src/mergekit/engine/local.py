@@ -1,0 +1,163 @@
+"""Tensor tasks on the threads of this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from queue import SimpleQueue
+from typing import TypeVar, final
+
+from mergekit.checkpoint import Files, ShardWriter
+from mergekit.engine.compute import Compute
+from mergekit.engine.worker import Measure, Span, Worker
+from mergekit.errors import NonFiniteError
+from mergekit.kernels import GRAIN, grains
+from mergekit.methods import Search
+from mergekit.methods.contract import Stats
+from mergekit.plan import Plan, TensorTask
+
+_T = TypeVar("_T")
+
+_CHUNKS, _CHUNK = 32, 2048  # runs and entries of a run that a reduction sees as a sample
+_PER_WORKER = 4  # a tensor of more than this fraction of a worker's share is merged by all workers together
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished tensor.
+
+    Parameters:
+        task: index in the plan.
+        norm: Euclidean norm of the output.
+        distance: norm of its difference from the first operand (the base, if there is one).
+        reference: norm of that operand.
+        broken: entries that are infinite or not a number.
+        seconds: from its start to its end.
+    """
+
+    task: int
+    norm: float
+    distance: float
+    reference: float
+    broken: int
+    seconds: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Workers that share one tensor, each with a span of its own; alone, without threads, if there is one."""
+
+    workers: Sequence[Worker]
+    pool: ThreadPoolExecutor | None = None
+
+    def spans(self, task: TensorTask) -> list[Span]:
+        """The tensor cut into one span of whole grains per worker."""
+        count, size = task.out.count, len(self.workers)
+        edges = [min(count, GRAIN * (grains(count) * index // size)) for index in range(size + 1)]
+        edges[-1] = count
+        return [Span(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+    def each(self, task: TensorTask, work: Callable[[Worker, Span], _T]) -> list[_T]:
+        """Do the same with every span; results in the order of the spans."""
+        spans = self.spans(task)
+        if self.pool is None:
+            return [work(worker, span) for worker, span in zip(self.workers, spans, strict=True)]
+        return list(self.pool.map(work, self.workers, spans))
+
+    def run(self, index: int, task: TensorTask) -> Outcome:
+        """Make one tensor from beginning to end."""
+        began = time.perf_counter()
+        operand = task.copied
+        if operand is not None:
+            measures = self.each(task, lambda worker, span: worker.copy(task, operand, span))
+        else:
+            stats = self._reduce(task)
+            measures = self.each(task, lambda worker, span: worker.merge(task, span, stats))
+        return _outcome(index, measures, time.perf_counter() - began)
+
+    def _reduce(self, task: TensorTask) -> Stats:
+        stats: dict[str, object] = {}
+        for reduction in task.method.reductions():
+            lead = self.workers[0]
+            rows = lead.sample(task, _CHUNKS, _CHUNK)
+            search = reduction.begin(task.out.count, lead.compute.block(rows, task.based, 0), stats)
+            while not search.done:
+                search.close(self._sweep(task, search))
+            stats[reduction.name] = search.result()
+        return stats
+
+    def _sweep(self, task: TensorTask, search: Search) -> list[object]:
+        return self.each(task, lambda worker, span: worker.sweep(task, span, search))
+
+
+def _outcome(index: int, measures: Sequence[Measure], seconds: float) -> Outcome:
+    norm, distance, reference = (
+        math.sqrt(math.fsum(value for part in measures for value in part.sums[:, column])) for column in range(3)
+    )
+    return Outcome(index, norm, distance, reference, sum(part.broken for part in measures), seconds)
+
+
+def execute(
+    plan: Plan, files: Files, writer: ShardWriter, compute: Compute, advance: Callable[[int], None]
+) -> Iterator[Outcome]:
+    """Do all tasks of a plan, in any order.
+
+    Large tensors come first, one after the other, each by all workers together; then every worker takes small ones.
+
+    Parameters:
+        plan: what to do.
+        files: the inputs.
+        writer: the output.
+        compute: where the mathematics runs.
+        advance: called from any thread with bytes read and written.
+
+    Raises:
+        NonFiniteError: an output tensor holds NaN or infinity.
+    """
+    workers = [Worker(plan.memory, files, writer, compute, advance) for _ in range(plan.memory.workers)]
+    order = sorted(range(len(plan.tasks)), key=lambda index: -plan.tasks[index].read_bytes)
+    threshold = plan.read_bytes // (_PER_WORKER * len(workers))
+    large = [index for index in order if len(workers) > 1 and plan.tasks[index].read_bytes > threshold]
+    with ThreadPoolExecutor(len(workers)) as pool:
+        for index in large:
+            yield _finite(plan, Team(workers, pool).run(index, plan.tasks[index]))
+        for outcome in _share(plan, order[len(large) :], workers, pool):
+            yield _finite(plan, outcome)
+
+
+def _share(plan: Plan, order: Sequence[int], workers: Sequence[Worker], pool: ThreadPoolExecutor) -> Iterator[Outcome]:
+    """Each worker takes the next tensor when it is done with one."""
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def run(index: int) -> Outcome:
+        worker = idle.get()
+        try:
+            return Team([worker]).run(index, plan.tasks[index])
+        finally:
+            idle.put(worker)
+
+    waiting = iter(order)
+    running: set[Future[Outcome]] = {pool.submit(run, index) for index in islice(waiting, 2 * len(workers))}
+    while running:
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+            running.update(pool.submit(run, index) for index in islice(waiting, 1))
+
+
+def _finite(plan: Plan, outcome: Outcome) -> Outcome:
+    if outcome.broken:
+        task = plan.tasks[outcome.task]
+        raise NonFiniteError(
+            f"{outcome.broken} of {task.out.count} entries of `{task.out.name}` are infinite or not a number",
+            place=", ".join(str(plan.models[operand.model].ref) for operand in task.operands),
+            hint="check these models with `mergekit verify`, and the weights and `out_dtype` of the recipe",
+        )
+    return outcome

@@ -1,0 +1,222 @@
+"""One worker: its buffers, and what it does with a stretch of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit.checkpoint import DType, Extent, Files, ShardWriter
+from mergekit.engine.compute import Compute
+from mergekit.errors import IncompatibleModelsError
+from mergekit.kernels import RAW, grains
+from mergekit.methods import Search
+from mergekit.methods.contract import Stats
+from mergekit.plan import Memory, Operand, TensorTask
+
+Raw = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a tensor, in entries; it begins at a whole grain."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What is known about a stretch of output.
+
+    Parameters:
+        sums: per grain the squared norm of the output, of its distance to the first operand, and of that operand.
+        broken: entries that are infinite or not a number.
+    """
+
+    sums: Raw
+    broken: int
+
+
+@final
+@dataclass(slots=True)
+class Worker:
+    """Reads, reduces, merges and writes stripes in buffers of its own.
+
+    Parameters:
+        memory: sizes of the buffers.
+        files: the inputs.
+        writer: the output.
+        compute: where the mathematics runs.
+        advance: called with the bytes read and written whenever a stripe of output is done.
+    """
+
+    memory: Memory
+    files: Files
+    writer: ShardWriter
+    compute: Compute
+    advance: Callable[[int], None]
+    _buffers: dict[str, Raw] = field(default_factory=dict)
+    _kept: tuple[TensorTask, Span, list[tuple[int, Raw]]] | None = None
+
+    def _buffer(self, use: str, nbytes: int) -> Raw:
+        """Room for one use, kept between stripes: fresh memory would cost a page fault every 4 kB."""
+        held = self._buffers.get(use)
+        if held is None or held.nbytes < nbytes:
+            self._buffers[use] = held = np.empty(nbytes, np.uint8)
+        return held[:nbytes]
+
+    def stripes(self, span: Span) -> Iterator[Span]:
+        """The span cut into stripes."""
+        for start in range(span.start, span.stop, self.memory.stripe):
+            yield Span(start, min(start + self.memory.stripe, span.stop))
+
+    def sweep(self, task: TensorTask, span: Span, search: Search) -> Any:
+        """Show the wanted stripes of a span to a search; returns what it noted."""
+        scratch = search.scratch()
+        for start, rows in self._rows(task, span, search.wants):
+            search.visit(self.compute.block(rows, task.based, start), scratch)
+        return scratch
+
+    def merge(self, task: TensorTask, span: Span, stats: Stats) -> Measure:
+        """Merge a span and write it."""
+        measures = []
+        for start, rows in self._rows(task, span, _all):
+            out = self._out(task, rows.shape[1])
+            self.compute.merge(task.method, self.compute.block(rows, task.based, start), stats, out)
+            measures.append(self._measured(out, rows[0]))
+            self._write(task, start, out)
+        self._kept = None
+        return _joined(measures)
+
+    def copy(self, task: TensorTask, operand: Operand, span: Span) -> Measure:
+        """Copy a span of one operand, bytes as they are; operands that must be identical are compared."""
+        measures = []
+        size = operand.stored.spec.dtype.bits
+        for stripe in self.stripes(span):
+            first, last = stripe.start * size // 8, stripe.stop * size // 8
+            bytes_read = self._bytes("copy", operand, first, last)
+            if task.identical:
+                self._compare(task, bytes_read, first, last)
+            self.writer.write(task.out.name, first, bytes_read)
+            measures.extend(self._measured_copy(operand.stored.spec.dtype, bytes_read))
+            self.advance((last - first) * (len(task.operands) + 1))
+        return _joined(measures)
+
+    def sample(self, task: TensorTask, chunks: int, length: int) -> Raw:
+        """Rows of entries from all over a tensor: `chunks` runs of `length`, or everything if that is not more."""
+        count = task.out.count
+        if count <= chunks * length:
+            spans = [Span(0, count)]
+        else:
+            starts = (index * (count - length) // (chunks - 1) for index in range(chunks))
+            spans = [Span(start, start + length) for start in starts]
+        parts = [self._read(task, span, np.empty(0, np.uint8)).copy() for span in spans]
+        return np.concatenate(parts, axis=1)
+
+    def _bytes(self, use: str, operand: Operand, first: int, last: int) -> Raw:
+        room = self._buffer(use, last - first)
+        extent = operand.stored.extent
+        self.files.read(Extent(extent.file, extent.start + first, extent.start + last), room)
+        return room
+
+    def _compare(self, task: TensorTask, expected: Raw, first: int, last: int) -> None:
+        for other in task.operands[1:]:
+            if not np.array_equal(expected, self._bytes("other", other, first, last)):
+                raise IncompatibleModelsError(
+                    f"`{task.out.name}` holds {task.out.dtype.title} and differs between the models",
+                    expected="the same values in all models: integers are copied, never averaged",
+                )
+
+    def _rows(
+        self, task: TensorTask, span: Span, wanted: Callable[[int, int], bool]
+    ) -> Iterator[tuple[int, Raw]]:
+        """Stripes of all operands; a span that fits is read once and kept until it is merged."""
+        if self._kept is not None and self._kept[0] is task and self._kept[1] == span:
+            yield from self._kept[2]
+            return
+        itemsize = np.dtype(RAW[task.row_format]).itemsize
+        nbytes = len(task.operands) * (span.stop - span.start) * itemsize
+        keep = bool(task.method.reductions()) and nbytes <= self.memory.resident
+        room = self._buffer("kept", nbytes) if keep else None
+        kept = []
+        for stripe in self.stripes(span):
+            if room is None:
+                if wanted(stripe.start, stripe.stop):
+                    yield stripe.start, self._read(task, stripe, None)
+                continue
+            size = len(task.operands) * (stripe.stop - stripe.start) * itemsize
+            kept.append((stripe.start, self._read(task, stripe, room[:size])))
+            room = room[size:]
+            yield kept[-1]
+        if keep:
+            self._kept = (task, span, kept)
+
+    def _read(self, task: TensorTask, stripe: Span, room: Raw | None) -> Raw:
+        """All operands of a stripe, shape (k, n), in the task's row format."""
+        entries = stripe.stop - stripe.start
+        dtype = np.dtype(RAW[task.row_format])
+        nbytes = len(task.operands) * entries * dtype.itemsize
+        if room is None or room.nbytes < nbytes:
+            room = self._buffer("rows", nbytes)
+        rows = room.view(dtype).reshape(len(task.operands), entries)
+        for row, operand in zip(rows, task.operands, strict=True):
+            stored = operand.stored.spec.dtype
+            size = stored.bits // 8
+            extent = operand.stored.extent
+            part = Extent(extent.file, extent.start + stripe.start * size, extent.start + stripe.stop * size)
+            if stored.name == task.row_format:
+                self.files.read(part, row)
+            else:
+                raw = self._buffer("raw", part.nbytes)
+                self.files.read(part, raw)
+                _widen(raw, stored.name, row)
+        return rows
+
+    def _out(self, task: TensorTask, entries: int) -> Raw:
+        dtype = np.dtype(RAW.get(task.out.dtype.name, RAW["F32"]))
+        return self._buffer("out", entries * dtype.itemsize).view(dtype)
+
+    def _measured(self, out: Raw, reference: Raw) -> Measure:
+        from mergekit.kernels.sums import measure
+
+        sums = np.empty((grains(out.size), 3))
+        return Measure(sums, measure(out, reference, sums))
+
+    def _measured_copy(self, dtype: DType, copied: Raw) -> Iterator[Measure]:
+        if dtype.name in RAW:
+            entries = copied.view(RAW[dtype.name])
+            yield self._measured(entries, entries)
+        elif dtype.name == "F64":
+            with np.errstate(over="ignore"):
+                narrow = copied.view(dtype.storage).astype(np.float32)
+            found = self._measured(narrow, narrow)
+            yield Measure(found.sums, int(np.count_nonzero(~np.isfinite(copied.view(dtype.storage)))))
+
+    def _write(self, task: TensorTask, start: int, out: Raw) -> None:
+        size = task.out.dtype.bits // 8
+        entries = out if task.out.dtype.name in RAW else out.astype(task.out.dtype.storage)
+        self.writer.write(task.out.name, start * size, entries)
+        self.advance(out.size * (size + task.read_bytes // max(1, task.out.count)))
+
+
+def _all(start: int, stop: int) -> bool:
+    return start < stop
+
+
+def _widen(raw: Raw, name: str, row: Raw) -> None:
+    from mergekit.kernels.combine import widen
+
+    if name in RAW:
+        widen(raw.view(RAW[name]), row)
+    else:
+        row[:] = raw.view("<f8")
+
+
+def _joined(measures: list[Measure]) -> Measure:
+    if not measures:
+        return Measure(np.zeros((0, 3)), 0)
+    return Measure(np.concatenate([part.sums for part in measures]), sum(part.broken for part in measures))

@@ -1,0 +1,119 @@
+"""Sums of trimmed deltas under a majority sign: the fused kernel of TIES."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit.kernels import GRAIN
+from mergekit.kernels.compiled import inner, inner_sum, kernel
+from mergekit.kernels.numbers import MAGNITUDE, as_bits, f32, load, store, u32
+
+Raw = NDArray[Any]
+
+TILE = 1024  # entries; the votes of a few models stay in the first-level cache
+
+
+@inner
+def _vote(votes: Raw, total: Raw, row: Raw, origin: Raw, factor: Any, cut: Any, edge: Any) -> None:
+    for j in range(votes.size):
+        delta = load(row[j]) - origin[j]
+        kept = (as_bits(delta) & MAGNITUDE) >= cut + u32(j > edge)
+        vote = factor * delta if kept else f32(0)
+        votes[j] = vote
+        total[j] += vote
+
+
+@inner
+def _agree(total: Raw, divisor: Raw, votes: Raw, elected: Raw, weight: Any) -> None:
+    for j in range(votes.size):
+        vote = votes[j]
+        same = (vote > 0) if elected[j] >= 0 else (vote < 0)
+        total[j] += vote if same else f32(0)
+        divisor[j] += weight if same else f32(0)
+
+
+@inner
+def _finish(out: Raw, origin: Raw, total: Raw, divisor: Raw, scale: Any, normalize: Any) -> None:
+    for j in range(out.size):
+        share = divisor[j] if normalize and divisor[j] != 0 else f32(1)
+        out[j] = store(origin[j] + scale * (total[j] / share), out[j])
+
+
+@inner
+def _widen_into(out: Raw, row: Raw) -> None:
+    for j in range(out.size):
+        out[j] = load(row[j])
+
+
+@kernel
+def elect_sum(
+    base: Raw,
+    rows: Raw,
+    weights: Raw,
+    factors: Raw,
+    cuts: Raw,
+    edges: Raw,
+    scale: float,
+    normalize: bool,
+    out: Raw,
+) -> None:
+    """Trim deltas, elect a sign per entry, add up those that agree.
+
+    With ``D_i = factors[i] · (rows[i] − base)`` where the magnitude passes the cut, else 0, and ``s = Σ_i D_i``:
+    ``out = base + scale · Σ_agree D_i / Σ_agree weights[i]``, an entry agreeing if its sign is that of s (0 counts
+    as +) and it is not 0; the divisor is 1 where nothing agrees, and everywhere without `normalize`.
+
+    Parameters:
+        base, out: raw entries, shape (n,).
+        rows: raw entries, shape (k, n).
+        weights, factors: float32, shape (k,).
+        cuts: uint32, shape (k,): bits of the least magnitude kept.
+        edges: int64, shape (k,): of the entries whose magnitude equals the cut those up to this index are kept.
+    """
+    votes = np.empty((rows.shape[0], TILE), np.float32)
+    tiles = np.empty((4, TILE), np.float32)
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        origin, elected = tiles[0, : stop - start], tiles[1, : stop - start]
+        total, divisor = tiles[2, : stop - start], tiles[3, : stop - start]
+        _widen_into(origin, base[start:stop])
+        tiles[1:, : stop - start] = 0
+        for i in range(rows.shape[0]):
+            edge = np.int32(min(max(edges[i] - start, -1), TILE))
+            _vote(votes[i, : stop - start], elected, rows[i, start:stop], origin, factors[i], cuts[i], edge)
+        for i in range(rows.shape[0]):
+            _agree(total, divisor, votes[i, : stop - start], elected, weights[i])
+        _finish(out[start:stop], origin, total, divisor, f32(scale), normalize)
+
+
+@inner_sum
+def _masses(row: Raw, base: Raw, cut: Any, edge: Any) -> Any:
+    whole, kept = 0.0, 0.0
+    for j in range(row.size):
+        delta = load(row[j]) - load(base[j])
+        bits = as_bits(delta) & MAGNITUDE
+        mass = np.float64(abs(delta))
+        whole += mass
+        kept += mass if bits >= cut + u32(j > edge) else 0.0
+    return whole, kept
+
+
+@kernel
+def masses(row: Raw, base: Raw, cut: int, edge: int, sums: Raw) -> None:
+    """Sum of magnitudes of ``row − base`` before and after trimming, per grain.
+
+    Parameters:
+        row, base: raw entries, shape (n,).
+        cut, edge: as in :func:`elect_sum`.
+        sums: float64, shape (grains, 2), written.
+    """
+    for grain in range(sums.shape[0]):
+        start = grain * GRAIN
+        stop = min(start + GRAIN, row.size)
+        local = np.int32(min(max(edge - start, -1), GRAIN))
+        whole, kept = _masses(row[start:stop], base[start:stop], u32(cut), local)
+        sums[grain, 0] = whole
+        sums[grain, 1] = kept

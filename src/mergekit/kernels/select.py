@@ -1,0 +1,116 @@
+"""Exact order statistics without a sort: counting entries by magnitude inside a bracket.
+
+The magnitude of a delta is compared through its float32 bits, which order like the absolute value. One sweep counts
+the entries above a bracket and sorts those inside into `BINS` bins; a bin that holds one distinct value ends the
+search. Entries outside the bracket cost a vectorised comparison, so a bracket guessed from a sample makes a sweep
+about as cheap as reading.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit.kernels import GRAIN
+from mergekit.kernels.compiled import inner, kernel
+from mergekit.kernels.numbers import MAGNITUDE, as_bits, load, u32
+
+Raw = NDArray[Any]
+
+TILE = 2048  # entries
+GROUP = 32  # entries that are looked at one by one only if one of them lies inside the bracket
+
+
+@inner
+def _magnitudes(bits: Raw, row: Raw, base: Raw) -> None:
+    for j in range(bits.size):
+        bits[j] = as_bits(load(row[j]) - load(base[j])) & MAGNITUDE
+
+
+@inner
+def _count_above(bits: Raw, top: Any) -> Any:
+    count = 0
+    for j in range(bits.size):
+        count += bits[j] > top
+    return count
+
+
+@inner
+def _count_equal(bits: Raw, value: Any) -> Any:
+    count = 0
+    for j in range(bits.size):
+        count += bits[j] == value
+    return count
+
+
+@inner
+def _any_inside(bits: Raw, low: Any, width: Any) -> Any:
+    found = u32(0)
+    for j in range(bits.size):
+        found |= u32(u32(bits[j] - low) <= width)
+    return found
+
+
+@inner
+def _sort_into_bins(bits: Raw, low: Any, width: Any, shift: Any, bins: Raw) -> None:
+    for j in range(bits.size):
+        above_low = u32(bits[j] - low)
+        if above_low <= width:
+            place = above_low >> shift
+            bins[0, place] += u32(1)
+            bins[1, place] = min(bins[1, place], above_low)
+            bins[2, place] = max(bins[2, place], above_low)
+
+
+@kernel
+def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> int:
+    """Sort the magnitudes of ``row − base`` that lie in [low, high] into bins of 2^shift values.
+
+    Parameters:
+        row, base: raw entries, shape (n,).
+        low, high: bracket, as bits of float32 magnitudes, both inclusive.
+        shift: bits; (high − low) >> shift must be below `BINS`.
+        bins: uint32, shape (3, `BINS`): count, least and greatest offset from `low`; added to.
+
+    Returns:
+        How many magnitudes are greater than `high`.
+    """
+    bottom, width, steps = u32(low), u32(high - low), u32(shift)
+    tile = np.empty(TILE, np.uint32)
+    above = 0
+    for start in range(0, row.size, TILE):
+        stop = min(start + TILE, row.size)
+        bits = tile[: stop - start]
+        _magnitudes(bits, row[start:stop], base[start:stop])
+        above += _count_above(bits, u32(high))
+        for first in range(0, bits.size, GROUP):
+            group = bits[first : min(first + GROUP, bits.size)]
+            if _any_inside(group, bottom, width):
+                _sort_into_bins(group, bottom, width, steps, bins)
+    return above
+
+
+@kernel
+def count_equal(row: Raw, base: Raw, value: int, counts: Raw) -> None:
+    """How many magnitudes of ``row − base`` equal `value`, per grain.
+
+    Parameters:
+        row, base: raw entries, shape (n,).
+        value: bits of a float32 magnitude.
+        counts: int64, shape (grains,), written.
+    """
+    tile = np.empty(GRAIN, np.uint32)
+    for grain in range(counts.size):
+        start = grain * GRAIN
+        stop = min(start + GRAIN, row.size)
+        bits = tile[: stop - start]
+        _magnitudes(bits, row[start:stop], base[start:stop])
+        counts[grain] = _count_equal(bits, u32(value))
+
+
+@kernel
+def magnitude_bits(row: Raw, base: Raw, bits: Raw) -> None:
+    """Bits of the magnitudes of ``row − base``, as uint32."""
+    _magnitudes(bits, row, base)

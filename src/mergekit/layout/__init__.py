@@ -1,0 +1,21 @@
+"""What a model is: layers, modules, vocabulary, and edits of config.json, all read from the checkpoint itself."""
+
+from mergekit.layout.edits import LayerOrigin, edit_config
+from mergekit.layout.names import align_names, derived_buffer
+from mergekit.layout.parts import Layout, ModuleLayout, Part, Role, Shape, Side, Stack
+from mergekit.layout.reading import read_layout
+
+__all__ = [
+    "LayerOrigin",
+    "Layout",
+    "ModuleLayout",
+    "Part",
+    "Role",
+    "Shape",
+    "Side",
+    "Stack",
+    "align_names",
+    "derived_buffer",
+    "edit_config",
+    "read_layout",
+]

@@ -1,0 +1,188 @@
+"""The main job: a recipe in, a model folder out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from mergekit.checkpoint import Files, ShardWriter, shard_index
+from mergekit.checkpoint.writing import output_error
+from mergekit.errors import OutputError
+from mergekit.plan import Plan, PlanOptions, plan_merge
+from mergekit.report import merge_report, model_card
+
+PARTIAL = ".partial"
+"""Suffix of the folder that a merge writes to before it has everything."""
+
+
+class Progress(Protocol):
+    """What a merge tells while it runs; `advance` is called from any thread."""
+
+    def planned(self, plan: Plan) -> None:
+        """The plan stands, with its warnings and notices."""
+
+    def advance(self, nbytes: int) -> None:
+        """So many bytes were read and written; all add up to the plan's `read_bytes` and `write_bytes`."""
+
+
+class Silent:
+    """Tells nothing."""
+
+    def planned(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def advance(self, nbytes: int) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """How a recipe is carried out.
+
+    Parameters:
+        plan: options of planning.
+        device: None for compiled kernels on the CPU, else a torch device or "auto".
+        overwrite: replace an existing output folder.
+        model_card: write README.md.
+    """
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    device: str | None = None
+    overwrite: bool = False
+    model_card: bool = True
+
+
+def merge_recipe(
+    text: str,
+    out: Path,
+    *,
+    file: str | None = None,
+    options: MergeOptions | None = None,
+    progress: Progress | None = None,
+) -> Mapping[str, object]:
+    """Merge what a recipe describes into a new model folder.
+
+    The folder appears complete, by one rename, or not at all.
+
+    Parameters:
+        text: the recipe, YAML.
+        out: the folder to be made.
+        file: the recipe's name, for messages.
+        options: see :class:`MergeOptions`.
+        progress: is told what happens.
+
+    Returns:
+        The report, which is also written to ``merge_report.json``.
+
+    Raises:
+        MergekitError: see the tree in :mod:`mergekit.errors`.
+    """
+    options, progress = options or MergeOptions(), progress or Silent()
+    began = time.perf_counter()
+    _refuse_occupied(out, options.overwrite)
+    plan = plan_merge(text, file=file, options=options.plan)
+    _refuse_input(out, plan)
+    progress.planned(plan)
+    with _partial_folder(out) as partial:
+        report = _write(plan, partial, out, options, progress, began)
+        _publish(partial, out)
+    return report
+
+
+def _write(
+    plan: Plan, partial: Path, out: Path, options: MergeOptions, progress: Progress, began: float
+) -> Mapping[str, object]:
+    from mergekit.engine import execute, open_device
+
+    compute = open_device(options.device)
+    planned = time.perf_counter()
+    with Files() as files, ShardWriter(partial, plan.shards) as writer:
+        outcomes = list(execute(plan, files, writer, compute, progress.advance))
+    seconds = {"planning": planned - began, "merging": time.perf_counter() - planned}
+    report = merge_report(plan, outcomes, seconds)
+    texts = {**plan.texts, "merge_report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n"}
+    if len(plan.shards) > 1:
+        index = shard_index(plan.shards, {})
+        texts["model.safetensors.index.json"] = json.dumps(index, indent=2) + "\n"
+    if options.model_card:
+        texts["README.md"] = model_card(plan, out.resolve().name)
+    _write_files(partial, plan.copies, texts)
+    return report
+
+
+def _write_files(folder: Path, copies: Mapping[str, Path], texts: Mapping[str, str]) -> None:
+    for name, source in copies.items():
+        target = folder / name
+        with _reported(target, source.stat().st_size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    for name, text in texts.items():
+        with _reported(folder / name, len(text.encode())):
+            (folder / name).write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def _reported(file: Path, nbytes: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise output_error(error, file, nbytes) from error
+
+
+def _refuse_occupied(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputError("the output is a file", place=str(out), expected="a folder that does not exist yet")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise OutputError("the output folder is not empty", place=str(out), hint="another folder, or `--overwrite`")
+
+
+def _refuse_input(out: Path, plan: Plan) -> None:
+    for model in plan.models:
+        if out.resolve() == model.checkpoint.root.resolve():
+            raise OutputError("the output folder is one of the models to be merged", place=str(out))
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """A fresh folder beside the output, which is gone again after an error."""
+    partial = out.resolve().with_name(out.resolve().name + PARTIAL)
+    with _reported(partial, 0):
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Give the finished folder its name."""
+    final = out.resolve()
+    with _reported(final, 0):
+        _sync(partial)
+        if final.exists():
+            replaced = final.with_name(final.name + ".replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+            partial.rename(final)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(final)
+        _sync(final.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,47 @@
+"""Methods that end in one linear combination of their inputs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit.methods.contract import Array, Block, Method, PerModel, Raw, Stats
+
+
+def precise(coefficients: PerModel, rows: Raw) -> NDArray[Any]:
+    """Coefficients in the dtype of the sum: float64 where the inputs are float32 themselves."""
+    return np.array(coefficients, np.float64 if rows.dtype == np.float32 else np.float32)
+
+
+class Combination(Method):
+    """A method whose result is ``Σ_i c_i · row_i``, or ``base + Σ_i c_i · delta_i`` if `of_deltas`."""
+
+    of_deltas: bool = False
+
+    @abstractmethod
+    def coefficients(self, stats: Stats) -> PerModel:
+        """One coefficient for each row, or for each delta."""
+
+    def merge(self, block: Block, stats: Stats) -> Array:
+        """The combination, term by term in the order of the models."""
+        coefficients = self.coefficients(stats)
+        if self.of_deltas:
+            total, terms = block.base, block.deltas
+        else:
+            total, terms = 0 * block.rows[0], block.rows
+        for coefficient, term in zip(coefficients, terms, strict=True):
+            total = total + coefficient * term
+        return total
+
+    def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
+        """The combination in one pass."""
+        from mergekit.kernels.combine import combine, combine_deltas
+
+        coefficients = precise(self.coefficients(stats), block.rows)
+        if self.of_deltas:
+            combine_deltas(block.base, block.models, coefficients, out)
+        else:
+            combine(block.rows, coefficients, out)

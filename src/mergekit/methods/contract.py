@@ -1,0 +1,252 @@
+"""What a merge method is: a frozen dataclass whose fields are the recipe's parameters.
+
+The engine makes one instance per output tensor, with the parameters resolved for that tensor, asks it for
+`reductions()` (what must be known about the whole tensor first) and then for the mathematics on one block after the
+other: `merge` on float32 arrays of any library, `fuse` on raw entries with a compiled kernel.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = Any
+"""An array of NumPy, torch or another library of the Python array API standard."""
+
+Raw = NDArray[Any]
+PerModel = tuple[float, ...]
+"""One number for each of `Block.models`, in their order."""
+
+Kind = Literal["float", "int", "bool", "str"]
+Stats = Mapping[str, Any]
+"""Results of the reductions by name."""
+
+
+class Reducers(Protocol):
+    """The kernels that reductions are made of: :mod:`~mergekit.kernels.fused` or :mod:`~mergekit.kernels.arrays`."""
+
+    gram: Any
+    gram_deltas: Any
+    sweep: Any
+    count_equal: Any
+    magnitude_bits: Any
+    masses: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The same stretch of entries of all operands of one tensor.
+
+    Parameters:
+        rows: shape (k, n): the base first, if there is one, then the models in the recipe's order. Raw entries for
+            `fuse`, float32 for `merge`.
+        based: whether the first row is the base.
+        start: index in the tensor of the first entry, a multiple of the grain.
+        reducers: kernels that understand `rows`.
+    """
+
+    rows: Array
+    based: bool
+    start: int
+    reducers: Reducers
+
+    @property
+    def base(self) -> Array:
+        """Entries of the base, shape (n,)."""
+        if not self.based:
+            raise ValueError("this block has no base")
+        return self.rows[0]
+
+    @property
+    def models(self) -> Array:
+        """Entries of the models without the base, shape (k, n)."""
+        return self.rows[1:] if self.based else self.rows
+
+    @property
+    def deltas(self) -> Array:
+        """Task vectors: models minus base, shape (k, n); only on float32 rows."""
+        return self.models - self.base
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """How many models a method takes, and what the base is to it.
+
+    Parameters:
+        base: "required"; "optional", used where the recipe gives one; or "ignored": a base is a model like others
+            if it is listed, and no input otherwise.
+        least, most: bounds of the number of models, the base not counted unless it is ignored.
+    """
+
+    base: Literal["required", "optional", "ignored"]
+    least: int = 1
+    most: int | None = None
+
+    def __str__(self) -> str:
+        count = f"{self.least}" if self.most == self.least else f"at least {self.least}"
+        plural = "model" if count == "1" else "models"
+        return (
+            f"{count} {plural}"
+            + {"required": " and a base", "optional": ", a base if wanted", "ignored": ""}[self.base]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a method, as recipes spell it."""
+
+    name: str
+    field: str
+    kind: Kind
+    per_model: bool
+    default: bool | int | float | str | None
+    required: bool
+    low: float | None
+    high: float | None
+    doc: str
+
+    def fits(self, value: float) -> bool:
+        """Whether a number lies within the bounds."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words, empty without any."""
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        if self.low is not None:
+            return f"at least {self.low:g}"
+        return "" if self.high is None else f"at most {self.high:g}"
+
+
+def parameter(
+    default: Any = MISSING,
+    *,
+    doc: str,
+    kind: Kind = "float",
+    name: str | None = None,
+    per_model: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Declare a field of a method as a parameter of recipes.
+
+    Parameters:
+        default: value where the recipe gives none; without it the recipe must give one.
+        doc: one line for users.
+        kind: type of the value in recipes.
+        name: spelling in recipes if the field's name cannot be it (`lambda`).
+        per_model: whether each model has a value of its own.
+        low, high: bounds, both inclusive.
+    """
+    own = {"kind": kind, "per_model": per_model, "low": low, "high": high, "doc": doc, "name": name}
+    return field(metadata={"parameter": {**own, "default": default}})
+
+
+def _declared(declaration: Field[Any]) -> Parameter:
+    entry = declaration.metadata["parameter"]
+    required = entry["default"] is MISSING
+    return Parameter(
+        name=entry["name"] or declaration.name,
+        field=declaration.name,
+        kind=entry["kind"],
+        per_model=entry["per_model"],
+        default=None if required else entry["default"],
+        required=required,
+        low=entry["low"],
+        high=entry["high"],
+        doc=entry["doc"],
+    )
+
+
+class Search(ABC):
+    """A reduction at work on one tensor: sweeps over its blocks until `done`."""
+
+    done: bool = False
+
+    @abstractmethod
+    def scratch(self) -> Any:
+        """Room for what one worker finds in one sweep."""
+
+    @abstractmethod
+    def visit(self, block: Block, scratch: Any) -> None:
+        """Look at one block; blocks come in ascending order of `start` within one scratch."""
+
+    @abstractmethod
+    def close(self, scratches: Sequence[Any]) -> None:
+        """End a sweep, with the scratches of all workers in the order of their entries."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """What the method's `stats` hold under the reduction's name, once `done`."""
+
+    def wants(self, start: int, stop: int) -> bool:
+        """Whether this sweep needs to see the entries [start, stop)."""
+        del start, stop
+        return True
+
+
+class Reduction(ABC):
+    """Something to be known about a whole tensor before its blocks can be merged."""
+
+    name: str
+
+    @abstractmethod
+    def begin(self, entries: int, sample: Block, stats: Stats) -> Search:
+        """Start on a tensor.
+
+        Parameters:
+            entries: entries of the tensor.
+            sample: entries from all over the tensor, or all of them if `sample` is as long as the tensor.
+            stats: results of the reductions listed before this one.
+        """
+
+
+class Method(ABC):
+    """A merge method; see the module's text."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    reference: ClassVar[str]
+    needs: ClassVar[Needs]
+
+    @classmethod
+    def parameters(cls) -> tuple[Parameter, ...]:
+        """The parameters that recipes can set, in the order of declaration."""
+        declared = fields(cls)  # type: ignore[arg-type]
+        return tuple(_declared(entry) for entry in declared if "parameter" in entry.metadata)
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with this combination of values, each in one sentence; asked before any weight is read."""
+        yield from ()
+
+    def reductions(self) -> tuple[Reduction, ...]:
+        """What must be known about the whole tensor, in the order in which it is found out."""
+        return ()
+
+    @abstractmethod
+    def merge(self, block: Block, stats: Stats) -> Array:
+        """The merged entries of a block of float32 arrays: float32, shape (n,)."""
+
+    def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
+        """Write the merged entries of a block of raw entries into `out`, raw as well.
+
+        Methods whose time matters replace this by a kernel of their own; a law of the test suite holds both equal.
+        """
+        from mergekit.kernels import arrays
+        from mergekit.kernels.combine import narrow, widen
+
+        wide = np.empty(block.rows.shape, np.float32)
+        for row, entries in zip(wide, block.rows, strict=True):
+            widen(entries, row)
+        merged = self.merge(Block(wide, block.based, block.start, arrays), stats)
+        narrow(np.ascontiguousarray(merged, np.float32), out)
+
+    def untouched(self) -> int | None:
+        """Index of the model whose bytes are the result, if the result is a copy; None if there is work to do."""
+        return None

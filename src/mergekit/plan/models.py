@@ -1,0 +1,105 @@
+"""The models of a recipe, opened: headers and configs, no weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit.checkpoint import Checkpoint, Stored, open_checkpoint
+from mergekit.errors import CheckpointError, Findings
+from mergekit.layout import Layout, align_names, read_layout
+from mergekit.recipe import ModelRef, Recipe
+
+Key = tuple[str, int | None, str]
+"""Where a tensor stands in any model of a merge: module, layer, name within."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of a merge.
+
+    Parameters:
+        ref: as the recipe names it.
+        checkpoint: its tensors and config.
+        layout: its structure, with tensors named as in the donor.
+        places: its tensors by their place in the structure: the donor's name and its own.
+    """
+
+    ref: ModelRef
+    checkpoint: Checkpoint
+    layout: Layout
+    places: Mapping[Key, tuple[str, str]]
+
+    def stored(self, key: Key) -> Stored | None:
+        """The tensor at a place, if the model has one there."""
+        names = self.places.get(key)
+        return self.checkpoint.tensors[names[1]] if names else None
+
+    def own_name(self, key: Key) -> str:
+        """What this model calls the tensor at a place, or would call it."""
+        return self.places[key][1] if key in self.places else key[2]
+
+    @property
+    def head_stand_in(self) -> Key | None:
+        """The place of the embedding, which serves as output head where there is none."""
+        name = self.layout.embedding
+        return _key(self.layout, name) if name else None
+
+
+def _key(layout: Layout, name: str) -> Key:
+    part = layout.parts[name]
+    return (part.module, part.layer, part.suffix)
+
+
+def _model(ref: ModelRef, checkpoint: Checkpoint, donor_names: Sequence[str]) -> Model:
+    renamed = align_names(checkpoint.tensors, donor_names)
+    shapes = {renamed[name]: stored.spec.shape for name, stored in checkpoint.tensors.items()}
+    layout = read_layout(shapes, checkpoint.config)
+    places = {_key(layout, renamed[name]): (renamed[name], name) for name in checkpoint.tensors}
+    return Model(ref, checkpoint, layout, places)
+
+
+def _where(recipe: Recipe, ref: ModelRef) -> str:
+    """Path of the first mention of a model in the recipe."""
+    if ref == recipe.base_model:
+        return "base_model"
+    slices = [*recipe.slices, *(piece for module in recipe.modules for piece in module.slices)]
+    sources = [*recipe.models, *(entry for module in recipe.modules for entry in module.models)]
+    sources += [source for piece in slices for source in piece.sources]
+    found = [f"{source.path}.model" for source in sources if source.model == ref]
+    found += [f"{piece.path}.base_model" for piece in slices if piece.base_model == ref]
+    return found[0] if found else "base_model"
+
+
+def _open(recipe: Recipe, ref: ModelRef, findings: Findings) -> Checkpoint | None:
+    place = recipe.place(_where(recipe, ref))
+    if ref.adapter is not None:
+        findings.error("adapters are not merged into models by this version", place, "a model without `+`")
+        return None
+    try:
+        checkpoint = open_checkpoint(Path(ref.model.path).expanduser())
+    except CheckpointError as error:
+        problem = error.problem
+        what = f"{ref}: {problem.what}"
+        inside = f" in {problem.place}" if problem.place and str(problem.place) != ref.model.path else ""
+        findings.error(what + inside, place, problem.expected, problem.hint)
+        return None
+    for remark in checkpoint.remarks:
+        findings.warn(f"{ref}: {remark}", place)
+    return checkpoint
+
+
+def open_models(recipe: Recipe, findings: Findings) -> tuple[Model, ...]:
+    """Open every model that the recipe names, the donor of config and names first.
+
+    Models that cannot be opened are recorded as errors of the recipe, at the place that names them; then the result
+    is empty.
+    """
+    refs = recipe.references()
+    opened = [(ref, _open(recipe, ref, findings)) for ref in refs]
+    present = [(ref, checkpoint) for ref, checkpoint in opened if checkpoint is not None]
+    if len(present) < len(refs):
+        return ()
+    donor_names = list(present[0][1].tensors)
+    return tuple(_model(ref, checkpoint, donor_names) for ref, checkpoint in present)

@@ -1,0 +1,236 @@
+"""Recipe × checkpoints → plan: everything is decided, and every mistake found, before a weight is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit import __version__
+from mergekit.checkpoint import plan_shards
+from mergekit.errors import Findings, IncompatibleModelsError, UnsupportedError
+from mergekit.layout import edit_config
+from mergekit.methods import ABSENT, METHODS, Method
+from mergekit.plan.compatibility import differences, incompatible
+from mergekit.plan.files import copied_files
+from mergekit.plan.fingerprint import recipe_hash
+from mergekit.plan.memory import Memory, fit_memory
+from mergekit.plan.models import Model, open_models
+from mergekit.plan.parameters import KNOWN, check_filters, check_parameters
+from mergekit.plan.segments import Arranger, ModuleSegments
+from mergekit.plan.tasks import Plan, TensorTask
+from mergekit.plan.tensors import MERGEABLE, Assembler, slots
+from mergekit.recipe import Recipe, Vocabulary, read_recipe
+from mergekit.tokenizer import choose_template, tokenizer_config_with
+
+VOCABULARY = Vocabulary(methods=frozenset(METHODS) | ABSENT, parameters=KNOWN)
+"""Names that a recipe may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What the command line adds to a recipe.
+
+    Parameters:
+        shard_bytes: most bytes of tensors in one output file; 0 for a single file.
+        copy_tokenizer: take over the donor's tokenizer files.
+        crop_vocabulary: cut vocabulary tensors to the rows that all models have.
+        strict: treat warnings as errors.
+        seed: of random methods.
+        workers: threads, by default one per core.
+        max_memory: bytes, by default a quarter of the machine's memory.
+    """
+
+    shard_bytes: int = 5_000_000_000
+    copy_tokenizer: bool = True
+    crop_vocabulary: bool = False
+    strict: bool = False
+    seed: int = 0
+    workers: int | None = None
+    max_memory: int | None = None
+
+
+def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | None = None) -> Plan:
+    """Plan the merge that a recipe describes.
+
+    Parameters:
+        text: the recipe, YAML.
+        file: its name, for messages.
+        options: see :class:`PlanOptions`.
+
+    Raises:
+        RecipeError: the recipe has mistakes; all of them are in the error.
+        IncompatibleModelsError: the models differ where they must agree.
+        MissingTensorError: a model lacks a tensor that others have.
+        UnsupportedError: the models are stored in a way that cannot be merged.
+        BudgetError: the merge does not fit the memory it may use.
+    """
+    options = options or PlanOptions()
+    recipe, findings = read_recipe(text, file=file, vocabulary=VOCABULARY)
+    method = _method(recipe, findings) if recipe else None
+    models = open_models(recipe, findings) if recipe else ()
+    if recipe and method:
+        check_parameters(recipe, method, findings)
+    if recipe is None or method is None or not models:
+        findings.raise_errors(options.strict)
+        raise AssertionError("a recipe without errors has a method and models")
+    return _plan(recipe, method, models, findings, options)
+
+
+def _method(recipe: Recipe, findings: Findings) -> type[Method] | None:
+    place = recipe.place("merge_method")
+    if recipe.tokenizer is not None:
+        what = "vocabularies are not merged by this version"
+        findings.error(what, recipe.place(recipe.tokenizer.path), "models that share a vocabulary, and no `tokenizer`")
+    if recipe.method in METHODS:
+        return METHODS[recipe.method]
+    if recipe.method in ABSENT:
+        findings.error(f"this version does not have the method `{recipe.method}` yet", place, ", ".join(METHODS))
+    elif not findings.errors:
+        findings.error(f"unknown merge method `{recipe.method}`", place, ", ".join(METHODS))
+    return None
+
+
+def _plan(
+    recipe: Recipe, method: type[Method], models: tuple[Model, ...], findings: Findings, options: PlanOptions
+) -> Plan:
+    modules = Arranger(recipe, method, models, findings).arrange()
+    findings.raise_errors(options.strict)
+    _refuse_unequal_depth(modules, models)
+    _note_architectures(models, findings)
+    assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary)
+    tasks = assembler.assemble(list(slots(modules, models)))
+    _refuse_quantised(tasks, models)
+    names = [name for model in models for name in model.checkpoint.tensors]
+    check_filters(recipe, [*names, *(task.out.name for task in tasks)], findings)
+    copies, texts = _files(recipe, models, options, findings)
+    texts["config.json"] = _config(models, modules, tasks)
+    texts["mergekit_config.yml"] = recipe.text
+    findings.raise_errors(options.strict)
+    metadata = {"format": "pt", "mergekit_version": __version__, "mergekit_recipe": recipe_hash(recipe.text)}
+    return Plan(
+        recipe=recipe,
+        models=models,
+        method=method,
+        tasks=tasks,
+        shards=plan_shards([task.out for task in tasks], options.shard_bytes, metadata),
+        copies=copies,
+        texts=texts,
+        leftovers=assembler.leftovers(),
+        findings=findings,
+        memory=_memory(tasks, options),
+        seed=options.seed,
+    )
+
+
+def _memory(tasks: Sequence[TensorTask], options: PlanOptions) -> Memory:
+    rows = max((len(task.operands) for task in tasks), default=1)
+    swept = (task.row_bytes for task in tasks if task.copied is None and task.method.reductions())
+    return fit_memory(rows, swept, options.workers, options.max_memory)
+
+
+def _refuse_unequal_depth(modules: Sequence[ModuleSegments], models: Sequence[Model]) -> None:
+    for module in modules:
+        if module.sliced or module.module.stack is None:
+            continue
+        heights = {}
+        for entry in module.segments[0].inputs:
+            own = models[entry.model].layout.module(module.module.name)
+            heights[entry.model] = own.stack.count if own and own.stack else 0
+        if len(set(heights.values())) > 1:
+            reports = [f"{models[index].ref} has {count} layers" for index, count in heights.items()]
+            raise incompatible([models[index] for index in heights], reports, IncompatibleModelsError)
+
+
+def _note_architectures(models: Sequence[Model], findings: Findings) -> None:
+    for reason in differences(models):
+        if reason.startswith("model_type "):
+            findings.warn(f"the models call themselves different architectures: {reason}")
+
+
+def _refuse_quantised(tasks: Sequence[TensorTask], models: Sequence[Model]) -> None:
+    computed = {operand.model for task in tasks if task.copied is None for operand in task.operands}
+    for index in sorted(computed):
+        settings = models[index].checkpoint.config.get("quantization_config")
+        if settings:
+            kind = settings.get("quant_method", "unknown") if isinstance(settings, Mapping) else "unknown"
+            raise UnsupportedError(
+                f"{models[index].ref} is quantised ({kind}), and this version cannot merge quantised weights",
+                hint="the unquantised checkpoint of the same model",
+            )
+
+
+def _files(
+    recipe: Recipe, models: Sequence[Model], options: PlanOptions, findings: Findings
+) -> tuple[dict[str, Path], dict[str, str]]:
+    copies = dict(copied_files(models[0].checkpoint.root, options.copy_tokenizer))
+    texts: dict[str, str] = {}
+    if recipe.chat_template:
+        roots = [model.checkpoint.root for model in models]
+        template = choose_template(recipe.chat_template, roots, recipe.place("chat_template"), findings)
+        if template is not None:
+            texts["chat_template.jinja"] = template
+            copies.pop("chat_template.jinja", None)
+            if settings := copies.pop("tokenizer_config.json", None):
+                texts["tokenizer_config.json"] = tokenizer_config_with(settings.read_text(encoding="utf-8"), template)
+    return copies, texts
+
+
+def _config(models: Sequence[Model], modules: Sequence[ModuleSegments], tasks: Sequence[TensorTask]) -> str:
+    donor = models[0]
+    stacked = {
+        module.module.name: [
+            (model.checkpoint.config, model.layout, entry.first + step)
+            for segment in module.segments
+            for step in range(segment.layers)
+            for entry in [segment.inputs[0]]
+            for model in [models[entry.model]]
+        ]
+        for module in modules
+        if module.sliced
+    }
+    text = (donor.checkpoint.root / "config.json").read_text(encoding="utf-8")
+    return edit_config(
+        text,
+        donor=donor.layout,
+        stacked=stacked,
+        dtype=_written_dtype(tasks),
+        tied=_written_tie(models, tasks),
+        vocab_size=_written_vocabulary(donor, tasks),
+    )
+
+
+def _written_dtype(tasks: Sequence[TensorTask]) -> str | None:
+    """The dtype that most bytes of the output have."""
+    sizes: Counter[str] = Counter()
+    for task in tasks:
+        if task.out.dtype.name in MERGEABLE:
+            sizes[task.out.dtype.title] += task.out.nbytes
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _written_tie(models: Sequence[Model], tasks: Sequence[TensorTask]) -> bool | None:
+    """False if a head is written that loaders would ignore under the donor's config; None to leave it alone."""
+    heads = [model.layout.head for model in models if model.layout.head]
+    if not any(task.out.name in heads for task in tasks):
+        return None
+    untied = any(model.layout.head and not model.layout.tied for model in models)
+    return False if untied and models[0].layout.tied else None
+
+
+def _written_vocabulary(donor: Model, tasks: Sequence[TensorTask]) -> int | None:
+    """Rows of the output's embedding, if they are not the donor's."""
+    name = donor.layout.embedding
+    rows = next((task.out.shape[0] for task in tasks if task.out.name == name), None)
+    own = _donor_rows(donor, name)
+    return rows if rows != own else None
+
+
+def _donor_rows(donor: Model, name: str | None) -> int | None:
+    if name is None:
+        return None
+    part = donor.layout.parts[name]
+    stored = donor.stored((part.module, part.layer, part.suffix))
+    return stored.spec.shape[0] if stored else None
+

@@ -1,0 +1,132 @@
+"""The plan: a flat list of independent tensor tasks, in integers, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mergekit.checkpoint import Shard, Stored, TensorSpec
+from mergekit.errors import Findings
+from mergekit.kernels import RAW
+from mergekit.methods import Method
+from mergekit.plan.memory import Memory
+from mergekit.plan.models import Model
+from mergekit.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One input of a tensor task.
+
+    Parameters:
+        model: index in `Plan.models`.
+        stored: what is read and where it is.
+    """
+
+    model: int
+    stored: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTask:
+    """One output tensor.
+
+    Parameters:
+        out: name, dtype and shape of the output.
+        method: the method with the parameters of this tensor.
+        operands: inputs, the base first if `based`; all have as many entries as the output.
+        based: whether the first operand is the base.
+        identical: the operands hold integers: they must be the same, and are copied.
+    """
+
+    out: TensorSpec
+    method: Method
+    operands: tuple[Operand, ...]
+    based: bool
+    identical: bool = False
+
+    @property
+    def copied(self) -> Operand | None:
+        """The operand whose bytes are the output's, if there is nothing to compute."""
+        if self.identical:
+            return self.operands[0]
+        index = self.method.untouched()
+        if index is None:
+            return None
+        operand = self.operands[index + self.based]
+        return operand if operand.stored.spec.dtype == self.out.dtype else None
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of all operands."""
+        return sum(operand.stored.extent.nbytes for operand in self.operands)
+
+    @property
+    def row_format(self) -> str:
+        """The format in which all operands are held: their own if they share one that kernels read, else F32."""
+        names = {operand.stored.spec.dtype.name for operand in self.operands}
+        return names.pop() if len(names) == 1 and names <= RAW.keys() else "F32"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of all operands in that format."""
+        return len(self.operands) * self.out.count * np.dtype(RAW[self.row_format]).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Input tensors that are not in the output.
+
+    Parameters:
+        model: index in `Plan.models`.
+        reason: one clause.
+        tensors: names in that model.
+    """
+
+    model: int
+    reason: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a merge will do.
+
+    Parameters:
+        recipe: what was asked for.
+        models: the models it names, the donor of config and other files first.
+        method: the method's class.
+        tasks: one for each output tensor.
+        shards: files for the output tensors.
+        copies: files of the donor that are taken over, output name to source.
+        texts: files that are written anew, output name to contents.
+        leftovers: input tensors that are in no output.
+        findings: warnings and notices for the user.
+        memory: workers and their buffers.
+        seed: of the random methods.
+    """
+
+    recipe: Recipe
+    models: tuple[Model, ...]
+    method: type[Method]
+    tasks: tuple[TensorTask, ...]
+    shards: tuple[Shard, ...]
+    copies: Mapping[str, Path]
+    texts: Mapping[str, str]
+    leftovers: tuple[Leftover, ...]
+    findings: Findings
+    memory: Memory
+    seed: int
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of all operands of all tasks, each counted once."""
+        return sum(task.read_bytes for task in self.tasks)
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of all output tensors."""
+        return sum(task.out.nbytes for task in self.tasks)

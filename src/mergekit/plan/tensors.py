@@ -1,0 +1,261 @@
+"""Output tensors: which there are, what each is made of, and what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mergekit.checkpoint import DTYPES, DType, Extent, Stored, TensorSpec, dtype_titled
+from mergekit.errors import Findings, IncompatibleModelsError, MissingTensorError, UnsupportedError
+from mergekit.layout import derived_buffer
+from mergekit.methods import Method
+from mergekit.plan.compatibility import incompatible
+from mergekit.plan.models import Key, Model
+from mergekit.plan.parameters import MissingParameterError, values_for
+from mergekit.plan.segments import Input, ModuleSegments, Segment
+from mergekit.plan.tasks import Leftover, Operand, TensorTask
+from mergekit.recipe import Recipe
+
+MERGEABLE = frozenset({"F64", "F32", "F16", "BF16"})
+"""Dtypes that are computed with; others are copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An output tensor before its inputs are known.
+
+    Parameters:
+        name: in the output.
+        segment: where it belongs.
+        keys: its place in each input of the segment.
+        depth: coordinate of gradients, 0 to 1.
+    """
+
+    name: str
+    segment: Segment
+    keys: tuple[Key, ...]
+    depth: float
+
+
+def slots(modules: Sequence[ModuleSegments], models: Sequence[Model]) -> Iterator[Slot]:
+    """Every output tensor that some input has, module by module: before the layers, the layers, after them."""
+    counts = {m.module.name: sum(s.layers for s in m.segments) for m in modules if m.sliced}
+    for module in modules:
+        yield from _outside(module, module.segments[0], models, "pre", counts)
+        yield from _layers(module, models)
+        yield from _outside(module, module.segments[-1], models, "post", counts)
+
+
+def _places(module: ModuleSegments, models: Sequence[Model], entry: Input, layer: int | None) -> Iterator[Key]:
+    for key in models[entry.model].places:
+        if key[0] == module.module.name and key[1] == layer:
+            yield key
+
+
+def _outside(
+    module: ModuleSegments, segment: Segment, models: Sequence[Model], side: str, counts: Mapping[str, int]
+) -> Iterator[Slot]:
+    seen: dict[Key, str] = {}
+    for entry in segment.inputs:
+        model = models[entry.model]
+        for key in _places(module, models, entry, None):
+            name = model.places[key][0]
+            if model.layout.parts[name].side == side and key not in seen:
+                seen[key] = model.layout.renumbered(name, counts)
+    for key, name in seen.items():
+        yield Slot(name, segment, (key,) * len(segment.inputs), 0.0)
+
+
+def _layers(module: ModuleSegments, models: Sequence[Model]) -> Iterator[Slot]:
+    stack = module.module.stack
+    if stack is None:
+        return
+    by_layer = [_suffixes_by_layer(module, model) for model in models]
+    output = 0
+    for segment in module.segments:
+        for step in range(segment.layers):
+            depth = step / (segment.layers - 1) if segment.layers > 1 else 1.0
+            suffixes: dict[str, None] = {}
+            for entry in segment.inputs:
+                suffixes.update(dict.fromkeys(by_layer[entry.model].get(entry.first + step, ())))
+            for suffix in suffixes:
+                keys = tuple((module.module.name, entry.first + step, suffix) for entry in segment.inputs)
+                yield Slot(stack.name(output, suffix), segment, keys, depth)
+            output += 1
+
+
+def _suffixes_by_layer(module: ModuleSegments, model: Model) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for name, layer, suffix in model.places:
+        if name == module.module.name and layer is not None:
+            found.setdefault(layer, []).append(suffix)
+    return found
+
+
+def promoted(dtypes: Sequence[DType]) -> DType:
+    """The dtype in which inputs of several dtypes are written: the widest, and F32 for BF16 with F16."""
+    names = {dtype.name for dtype in dtypes}
+    if names == {"BF16", "F16"}:
+        return DTYPES["F32"]
+    order = ("F64", "F32", "F16", "BF16")
+    return next((DTYPES[name] for name in order if name in names), dtypes[0])
+
+
+@dataclass(slots=True)
+class Assembler:
+    """Makes a task of every slot, collecting what is wrong and what is left over."""
+
+    recipe: Recipe
+    method: type[Method]
+    models: Sequence[Model]
+    findings: Findings
+    crop_vocabulary: bool = False
+    missing: dict[int, list[str]] = field(default_factory=dict)
+    used: set[tuple[int, str]] = field(default_factory=set)
+    dropped: dict[tuple[int, str], list[str]] = field(default_factory=dict)
+    unequal: list[str] = field(default_factory=list)
+
+    def assemble(self, wanted: Sequence[Slot]) -> tuple[TensorTask, ...]:
+        """The tasks of all slots.
+
+        Raises:
+            MissingTensorError: a model lacks a tensor that another one has.
+            IncompatibleModelsError: tensors of one slot have different shapes.
+        """
+        tasks = [task for slot in wanted if (task := self._task(slot)) is not None]
+        if self.unequal or self.missing:
+            self._refuse()
+        return tuple(tasks)
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Input tensors that no task reads, by model and reason."""
+        reasons = {index: self._reason(index) for index in range(len(self.models))}
+        grouped = dict(self.dropped)
+        gone = {(index, name) for (index, _), names in self.dropped.items() for name in names}
+        for index, model in enumerate(self.models):
+            for name in model.checkpoint.tensors:
+                if (index, name) not in self.used and (index, name) not in gone:
+                    grouped.setdefault((index, reasons[index]), []).append(name)
+        return tuple(Leftover(index, reason, tuple(names)) for (index, reason), names in grouped.items())
+
+    def _reason(self, index: int) -> str:
+        if all(used != index for used, _ in self.used):
+            return f"{self.method.name} takes only config and other files from this model"
+        return "not selected by the recipe"
+
+    def _refuse(self) -> None:
+        reports = list(self.unequal)
+        for index, names in self.missing.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            reports.append(f"{self.models[index].ref} has no `{names[0]}`{more}")
+        kind = IncompatibleModelsError if self.unequal else MissingTensorError
+        raise incompatible(self.models, reports, kind)
+
+    def _task(self, slot: Slot) -> TensorTask | None:
+        found = [self._stored(slot, entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
+        if all(stored is None for stored in found):
+            return None
+        if any(stored is None for stored in found):
+            self._note_missing(slot, found)
+            return None
+        stored = [self._cropped(slot, entry) for entry in found if entry is not None]
+        if len({entry.spec.shape for entry in stored}) > 1:
+            self._note_unequal(slot, stored)
+            return None
+        inputs = [(entry, key, tensor) for entry, key, tensor in zip(slot.segment.inputs, slot.keys, stored)]
+        base = slot.segment.base
+        inputs.sort(key=lambda part: part[0] is not base)  # stable: the base first, the others as they are
+        for entry, _, tensor in inputs:
+            self.used.add((entry.model, tensor.spec.name))
+        return self._merge_task(slot, inputs) if base or self.method.needs.base != "required" else None
+
+    def _merge_task(self, slot: Slot, inputs: Sequence[tuple[Input, Key, Stored]]) -> TensorTask | None:
+        operands = tuple(Operand(entry.model, tensor) for entry, _, tensor in inputs)
+        based = slot.segment.base is not None
+        method = self._method(slot, [(entry, key) for entry, key, _ in inputs if entry is not slot.segment.base])
+        if method is None:
+            return None
+        dtypes = [operand.stored.spec.dtype for operand in operands]
+        shape = operands[0].stored.spec.shape
+        if all(dtype.name in MERGEABLE for dtype in dtypes):
+            title = self.recipe.out_dtype or self.recipe.dtype
+            dtype = dtype_titled(title) if title else promoted(dtypes)
+            return TensorTask(TensorSpec(slot.name, dtype, shape), method, operands, based)
+        if len(set(dtypes)) > 1 or (dtypes[0].kind == "float" and len(operands) > 1):
+            names = " and ".join(sorted({dtype.title for dtype in dtypes}))
+            raise UnsupportedError(
+                f"`{slot.name}` is stored as {names}, which this version cannot merge",
+                place=", ".join(str(self.models[operand.model].ref) for operand in operands),
+                expected=", ".join(sorted(DTYPES[name].title for name in MERGEABLE)),
+                hint="the unquantised checkpoints of these models",
+            )
+        return TensorTask(TensorSpec(slot.name, dtypes[0], shape), method, operands, based, identical=True)
+
+    def _method(self, slot: Slot, entries: Sequence[tuple[Input, Key]]) -> Method | None:
+        if slot.segment.levels == ():  # a module taken over as it is
+            from mergekit.methods.passthrough import Passthrough
+
+            return Passthrough(scale=(1.0,))
+        per_model = [(entry.parameters, self.models[entry.model].own_name(key)) for entry, key in entries]
+        try:
+            values = values_for(self.method, slot.segment.levels, per_model, slot.name, slot.depth)
+        except MissingParameterError as error:
+            place = self.recipe.place("parameters")
+            name = error.args[0]
+            self.findings.error(f"{self.method.name} needs the parameter `{name}`", place, hint=f"`{name}: VALUE`")
+            return None
+        except ValueError:
+            return None  # a value of the wrong type, which is an error of the recipe already
+        method = self.method(**values)
+        for mistake in method.mistakes():
+            self.findings.error(mistake, self.recipe.place(slot.segment.path), hint=f"first seen at `{slot.name}`")
+        return method
+
+    def _stored(self, slot: Slot, entry: Input, key: Key) -> Stored | None:
+        model = self.models[entry.model]
+        if stored := model.stored(key):
+            return stored
+        stand_in = model.head_stand_in
+        if stand_in and self._is_head(slot, key):
+            return model.stored(stand_in)
+        return None
+
+    def _is_head(self, slot: Slot, key: Key) -> bool:
+        for entry in slot.segment.inputs:
+            model = self.models[entry.model]
+            if key in model.places:
+                return model.layout.parts[model.places[key][0]].role == "head"
+        return False
+
+    def _cropped(self, slot: Slot, stored: Stored) -> Stored:
+        """The rows that all inputs have, of a tensor with a row per token, if cropping is asked for."""
+        if not self.crop_vocabulary or not stored.spec.shape:
+            return stored
+        key = slot.keys[0]
+        holders = [self.models[entry.model] for entry in slot.segment.inputs if key in self.models[entry.model].places]
+        if all(model.layout.parts[model.places[key][0]].vocab_axis != 0 for model in holders):
+            return stored
+        least = min(tensor.spec.shape[0] for model in holders if (tensor := model.stored(key)))
+        if stored.spec.shape[0] == least:
+            return stored
+        self.findings.warn(f"vocabulary of `{slot.name}` cut to {least} rows; token ids are not compared")
+        spec = TensorSpec(stored.spec.name, stored.spec.dtype, (least, *stored.spec.shape[1:]))
+        extent = stored.extent
+        return Stored(spec, Extent(extent.file, extent.start, extent.start + spec.nbytes))
+
+    def _note_missing(self, slot: Slot, found: Sequence[Stored | None]) -> None:
+        shape = next(stored.spec.shape for stored in found if stored is not None)
+        reason = derived_buffer(slot.name, shape)
+        for entry, key, stored in zip(slot.segment.inputs, slot.keys, found, strict=True):
+            if reason and stored is not None:
+                names = self.dropped.setdefault((entry.model, reason), [])
+                names.append(stored.spec.name)
+            elif not reason and stored is None:
+                self.missing.setdefault(entry.model, []).append(self.models[entry.model].own_name(key))
+
+    def _note_unequal(self, slot: Slot, stored: Sequence[Stored]) -> None:
+        shapes = [
+            f"{list(tensor.spec.shape)} in {self.models[entry.model].ref}"
+            for entry, tensor in zip(slot.segment.inputs, stored, strict=True)
+        ]
+        self.unequal.append(f"`{slot.name}` is " + " and ".join(shapes))

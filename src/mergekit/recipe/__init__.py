@@ -1,0 +1,68 @@
+"""Recipes: what to merge and how, written in YAML; read, checked, and typed."""
+
+from mergekit.recipe.forms import Vocabulary
+from mergekit.recipe.model import (
+    Module,
+    OtherToken,
+    Parameters,
+    Recipe,
+    SameToken,
+    Slice,
+    Source,
+    TokenEntry,
+    TokenizerSetting,
+    TokenizerSource,
+    TokenSource,
+    ZeroRow,
+)
+from mergekit.recipe.reader import read_recipe
+from mergekit.recipe.references import Address, ModelRef
+from mergekit.recipe.schema import recipe_schema
+from mergekit.recipe.settings import (
+    Case,
+    Constant,
+    Filtered,
+    Gradient,
+    Kind,
+    Scalar,
+    Setting,
+    coerce,
+    evaluate,
+    filters,
+    leaves,
+    matches,
+)
+from mergekit.recipe.spelling import nearest
+
+__all__ = [
+    "Address",
+    "Case",
+    "Constant",
+    "Filtered",
+    "Gradient",
+    "Kind",
+    "ModelRef",
+    "Module",
+    "OtherToken",
+    "Parameters",
+    "Recipe",
+    "SameToken",
+    "Scalar",
+    "Setting",
+    "Slice",
+    "Source",
+    "TokenEntry",
+    "TokenSource",
+    "TokenizerSetting",
+    "TokenizerSource",
+    "Vocabulary",
+    "ZeroRow",
+    "coerce",
+    "evaluate",
+    "filters",
+    "leaves",
+    "matches",
+    "nearest",
+    "read_recipe",
+    "recipe_schema",
+]

@@ -1,0 +1,1 @@
+def model_card(plan, title): return "# "+title+"\n"

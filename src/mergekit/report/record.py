@@ -1,0 +1,1 @@
+def merge_report(plan, outcomes, seconds): return {"seconds": seconds}
