@@ -14,8 +14,7 @@ from mergekit.recipe import nodes
 
 def bomb(levels=9, width=9):
     lines = ["l0: &l0 [" + ", ".join("x" * width) + "]"]
-    for level in range(1, levels):
-        lines.append(f"l{level}: &l{level} [" + ", ".join([f"*l{level - 1}"] * width) + "]")
+    lines += [f"l{level}: &l{level} [" + ", ".join([f"*l{level - 1}"] * width) + "]" for level in range(1, levels)]
     return "\n".join(lines)
 
 

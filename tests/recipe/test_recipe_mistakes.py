@@ -34,8 +34,8 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
         ("merge_metod (m.yml:1)", "`dare_ties`"),
         ("models[0].wieght (m.yml:5)", "`parameters: {weight: ...}`"),
         ("models[1] (m.yml:6)", "`- model: b`"),
-        ("models[2].parameters.layer_range (m.yml:10)", "moving it out of `parameters`"),
         ("models[2].parameters.density (m.yml:9)", "writing the plain value as `{value: ...}`, last in the list"),
+        ("models[2].parameters.layer_range (m.yml:10)", "moving it out of `parameters`"),
         ("dtype (m.yml:11)", "`bfloat16`"),
     ]
     assert [str(problem.place) for problem in findings.warnings] == ["name (m.yml:12)"]
@@ -54,9 +54,19 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
         ("merge_method: linear\nModels: [{model: a}]", "unknown key `Models`", "Models", "`models`"),
         ("merge_method: linear\nmodel: [{model: a}]", "unknown key `model`", "model", "`models`"),
         (HEAD + "base: b", "unknown key `base`", "base", "`base_model`"),
-        (slices("[{model: a, layers: [0, 2]}]"), "unknown key `layers`", "slices[0].sources[0].layers", "`layer_range`"),
+        (
+            slices("[{model: a, layers: [0, 2]}]"),
+            "unknown key `layers`",
+            "slices[0].sources[0].layers",
+            "`layer_range`",
+        ),
         (parameters("t: {filter: x, vlaue: 1}"), "unknown key `vlaue`", "parameters.t.vlaue", "`value`"),
-        ("merge_method: dare-ties\nmodels: [{model: a}]", "`dare-ties` is not a merge method", "merge_method", "`dare_ties`"),
+        (
+            "merge_method: dare-ties\nmodels: [{model: a}]",
+            "`dare-ties` is not a merge method",
+            "merge_method",
+            "`dare_ties`",
+        ),
         ("merge_method: TIES\nmodels: [{model: a}]", "`TIES` is not a merge method", "merge_method", "`ties`"),
         (HEAD + "dtype: bf16", "`bf16` is not a dtype", "dtype", "`bfloat16`"),
         (HEAD + "dtype: torch.bf16", "`torch.bf16` is not a dtype", "dtype", "`bfloat16`"),
@@ -84,8 +94,18 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
             "models[0].layer_range",
             "moving it to a source of a slice",
         ),
-        (parameters("layer_range: [0, 2]"), "`layer_range` is not a parameter", "parameters.layer_range", "moving it out"),
-        (parameters("merge_method: ties"), "`merge_method` is not a parameter", "parameters.merge_method", "moving it out"),
+        (
+            parameters("layer_range: [0, 2]"),
+            "`layer_range` is not a parameter",
+            "parameters.layer_range",
+            "moving it out",
+        ),
+        (
+            parameters("merge_method: ties"),
+            "`merge_method` is not a parameter",
+            "parameters.merge_method",
+            "moving it out",
+        ),
         (parameters("model: a"), "`model` is not a parameter", "parameters.model", "moving it out"),
         (parameters("sources: []"), "`sources` is not a parameter", "parameters.sources", "moving it out"),
         (HEAD + "tokenizer: {weight: 1}", "`weight` does not belong in a tokenizer setting", "tokenizer.weight", None),
@@ -99,8 +119,18 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
         ("merge_method: linear\nmodels: [{model: }]", "`model` is empty", "models[0].model", None),
         ("merge_method: linear\nmodels: [{model: ''}]", "the path of a model is empty", "models[0].model", None),
         ("merge_method: linear\nmodels: [{model: a+b+c}]", "`a+b+c` has more than one `+`", "models[0].model", None),
-        ("merge_method: linear\nmodels: [{model: no}]", "`no` is not a model reference", "models[0].model", '`"no"`, in quotes'),
-        ("merge_method: linear\nmodels: [{model: {path: a}}]", "`model` is missing from a model reference", "models[0].model", None),
+        (
+            "merge_method: linear\nmodels: [{model: no}]",
+            "`no` is not a model reference",
+            "models[0].model",
+            '`"no"`, in quotes',
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: {path: a}}]",
+            "unknown key `path` in a model reference",
+            "models[0].model.path",
+            "`model`",
+        ),
         (
             "merge_method: linear\nmodels: [{model: a@r, revision: s}]",
             "the model has two revisions, `r` and `s`",
@@ -122,15 +152,35 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
         (parameters("t: [{value: [1, -.inf]}]"), "`-.inf` is not finite", "parameters.t[0].value[1]", None),
         (parameters("t: {filter: mlp}"), "`value` is missing from a conditional setting", "parameters.t", None),
         (parameters("t: {value: }"), "`value` is empty", "parameters.t.value", None),
-        (parameters("t: {value: {value: 1}}"), "a mapping is not a value or a list of values", "parameters.t.value", None),
+        (
+            parameters("t: {value: {value: 1}}"),
+            "a mapping is not a value or a list of values",
+            "parameters.t.value",
+            None,
+        ),
         (parameters("t: {value: 1, filter: [a, b]}"), "a list is not a filter", "parameters.t.filter", None),
         (parameters("t: {value: 1, filter: yes}"), "`yes` is not a filter", "parameters.t.filter", '`"yes"`'),
         # slices
         (slices("[{model: a}]"), "`layer_range` is missing from a source", "slices[0].sources[0]", None),
-        (slices("[{model: a, layer_range: [2, 2]}]"), "`[2, 2]` is not a range", "slices[0].sources[0].layer_range", None),
-        (slices("[{model: a, layer_range: [4, 2]}]"), "`[4, 2]` is not a range", "slices[0].sources[0].layer_range", "`[2, 4]`"),
+        (
+            slices("[{model: a, layer_range: [2, 2]}]"),
+            "`[2, 2]` is not a range",
+            "slices[0].sources[0].layer_range",
+            None,
+        ),
+        (
+            slices("[{model: a, layer_range: [4, 2]}]"),
+            "`[4, 2]` is not a range",
+            "slices[0].sources[0].layer_range",
+            "`[2, 4]`",
+        ),
         (slices("[{model: a, layer_range: [-1, 2]}]"), "`[-1, 2]` is not", "slices[0].sources[0].layer_range", None),
-        (slices("[{model: a, layer_range: [0, 1, 2]}]"), "`[0, 1, 2]` is not", "slices[0].sources[0].layer_range", None),
+        (
+            slices("[{model: a, layer_range: [0, 1, 2]}]"),
+            "`[0, 1, 2]` is not",
+            "slices[0].sources[0].layer_range",
+            None,
+        ),
         (slices("[{model: a, layer_range: [0, 2.5]}]"), "`[0, 2.5]` is not", "slices[0].sources[0].layer_range", None),
         (slices("[{model: a, layer_range: [no, 2]}]"), "`[no, 2]` is not", "slices[0].sources[0].layer_range", None),
         (slices("[{model: a, layer_range: 0-4}]"), "`0-4` is not a range", "slices[0].sources[0].layer_range", None),
@@ -148,7 +198,12 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
             "slices[0].sources[1]",
             "removing one",
         ),
-        ("merge_method: linear\nmodels: [{model: a}, {model: a}]", "the model is listed twice: `a`", "models[1]", "removing one"),
+        (
+            "merge_method: linear\nmodels: [{model: a}, {model: a}]",
+            "the model is listed twice: `a`",
+            "models[1]",
+            "removing one",
+        ),
         # which of models, slices and modules
         ("merge_method: linear", "there is nothing to merge", "", "`models:`"),
         ("merge_method: linear\nmodels: []\nslices:\nmodules: {}", "there is nothing to merge", "", None),
@@ -168,13 +223,43 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
         ("merge_method: linear\nmodules: {x: {}}", "there is nothing to merge", "modules.x", None),
         # tokenizer
         (HEAD + "tokenizer: union", "`union` is not a tokenizer setting", "tokenizer", "`{source: union}`"),
-        (HEAD + "tokenizer: {}\ntokenizer_source: base", "`tokenizer` and `tokenizer_source` are both given", "tokenizer_source", "`tokenizer: {source: base}`"),
+        (
+            HEAD + "tokenizer: {}\ntokenizer_source: base",
+            "`tokenizer` and `tokenizer_source` are both given",
+            "tokenizer_source",
+            "`tokenizer: {source: base}`",
+        ),
         (HEAD + "tokenizer_source: a@", "the revision of `a` is empty", "tokenizer_source", None),
-        (HEAD + "tokenizer: {pad_to_multiple_of: 0}", "`0` is not a whole number from 1", "tokenizer.pad_to_multiple_of", None),
-        (HEAD + "tokenizer: {tokens: {x: {force: maybe}}}", "`maybe` is not true or false", "tokenizer.tokens.x.force", None),
-        (HEAD + "tokenizer: {tokens: {x: {source: zero}}}", "`zero` alone would be the name of a model", "tokenizer.tokens.x.source", None),
-        (HEAD + "tokenizer: {tokens: {x: {source: {kind: zer}}}}", "`zer` is not a kind", "tokenizer.tokens.x.source.kind", "`zero`"),
-        (HEAD + "tokenizer: {tokens: {x: {source: {kind: zero, model: a}}}}", "a zero row has no model", "tokenizer.tokens.x.source", None),
+        (
+            HEAD + "tokenizer: {pad_to_multiple_of: 0}",
+            "`0` is not a whole number from 1",
+            "tokenizer.pad_to_multiple_of",
+            None,
+        ),
+        (
+            HEAD + "tokenizer: {tokens: {x: {force: maybe}}}",
+            "`maybe` is not true or false",
+            "tokenizer.tokens.x.force",
+            None,
+        ),
+        (
+            HEAD + "tokenizer: {tokens: {x: {source: zero}}}",
+            "`zero` alone would be the name of a model",
+            "tokenizer.tokens.x.source",
+            None,
+        ),
+        (
+            HEAD + "tokenizer: {tokens: {x: {source: {kind: zer}}}}",
+            "`zer` is not a kind",
+            "tokenizer.tokens.x.source.kind",
+            "`zero`",
+        ),
+        (
+            HEAD + "tokenizer: {tokens: {x: {source: {kind: zero, model: a}}}}",
+            "a zero row has no model",
+            "tokenizer.tokens.x.source",
+            None,
+        ),
         (
             HEAD + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}",
             "a row of another token is given by `model`",
@@ -193,13 +278,18 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
             "tokenizer.tokens.x.source.token_id",
             None,
         ),
-        (HEAD + "tokenizer: {tokens: {x: {source: {model: a, token: t}}}}", "`kind` is missing", "tokenizer.tokens.x.source", None),
+        (
+            HEAD + "tokenizer: {tokens: {x: {source: {model: a, token: t}}}}",
+            "`kind` is missing",
+            "tokenizer.tokens.x.source",
+            None,
+        ),
         # recipes for other tools
         ("merge_method: moe\nmodels: [a]", "mixture-of-experts recipes are built by mergekit-moe", "", None),
         ("base_model: a\nexperts: []\ngate_mode: x", "mixture-of-experts recipes are built by mergekit-moe", "", None),
         ("genome: {}\ntasks: []", "evolution recipes are run by mergekit-evolve", "", None),
     ],
-)  # fmt: skip
+)
 def test_a_single_mistake(text, what, path, hint):
     problem = error(text)
     assert what in problem.what
@@ -273,13 +363,3 @@ def test_there_is_no_recipe_without_the_indispensable(text):
     recipe, findings = read(text)
     assert recipe is None
     assert findings.errors
-
-
-def test_the_method_moe_is_allowed_once_it_exists():
-    from mergekit.recipe import Vocabulary, read_recipe
-
-    recipe, findings = read_recipe(
-        "merge_method: linear\nmodels: [{model: a}]", vocabulary=Vocabulary(frozenset(), frozenset())
-    )
-    assert recipe is None
-    assert findings.errors[0].expected == "one of "

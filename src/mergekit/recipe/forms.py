@@ -242,7 +242,7 @@ class Many(Form[tuple[T, ...]]):
 
 @dataclass(frozen=True, slots=True)
 class Named(Form[dict[str, T]]):
-    """A mapping from free names to things of one form; things that cannot be read are left out."""
+    """A mapping from free names to things of one form; None if one of them cannot be read."""
 
     item: Form[T]
     noun: str
@@ -257,7 +257,8 @@ class Named(Form[dict[str, T]]):
         if not isinstance(node, Table):
             return self.refuse(node, reading)
         items = {name: self.item.read(item, reading) for name, item in node.entries.items()}
-        return {name: item for name, item in items.items() if item is not None}
+        known = {name: item for name, item in items.items() if item is not None}
+        return known if len(known) == len(items) else None
 
     def _schema(self) -> Json:
         return {"type": "object", "additionalProperties": self.item.schema()}

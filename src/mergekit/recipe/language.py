@@ -105,7 +105,7 @@ ADDRESS: Form[Address] = Either(
 )
 
 _REFERENCE_KEYS = (
-    Key("model", ADDRESS, "path or hub name of the model", required=True),
+    Key("model", ADDRESS, "path or hub name of the model", required=True, known=("path",)),
     Key("lora", ADDRESS, "path or hub name of a LoRA adapter that is applied to the model", known=("adapter",)),
     Key(
         "override_architecture",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mergekit.errors import Findings, Place
+from mergekit.errors import Findings, Place, Problem
 from mergekit.recipe.forms import Reading, Vocabulary
 from mergekit.recipe.language import RECIPE, foreign
 from mergekit.recipe.model import Recipe
@@ -35,17 +35,28 @@ def read_recipe(text: str, *, file: str | None = None, vocabulary: Vocabulary) -
         `wieght` is not a key of an entry of `models`
     """
     findings = Findings()
+    recipe = _read(text, file, vocabulary, findings)
+    for problems in (findings.errors, findings.warnings):
+        problems.sort(key=_line)
+    return recipe, findings
+
+
+def _read(text: str, file: str | None, vocabulary: Vocabulary, findings: Findings) -> Recipe | None:
     document = parse(text, file, findings)
     if document.root is None:
-        return None, findings
+        return None
     reason = foreign(document.root)
     if reason:
         findings.error(reason, Place("", file, document.root.line))
-        return None, findings
+        return None
     if not isinstance(document.root, Table):
         place = Place("", file, document.root.line)
         findings.error(f"{describe(document.root)} is not a recipe", place, "a mapping such as `merge_method: linear`")
-        return None, findings
+        return None
     reading = Reading(file, findings, vocabulary, homes(RECIPE), structure(RECIPE), document.lines)
     recipe = RECIPE.read(document.root, reading)
-    return recipe and replace(recipe, text=text, file=file, lines=document.lines), findings
+    return recipe and replace(recipe, text=text, file=file, lines=document.lines)
+
+
+def _line(problem: Problem) -> int:
+    return (isinstance(problem.place, Place) and problem.place.line) or 0
