@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from queue import SimpleQueue
 from typing import TypeVar, final
 
@@ -16,13 +16,13 @@ from mergekit.engine.compute import Compute
 from mergekit.engine.worker import Measure, Span, Worker
 from mergekit.errors import NonFiniteError
 from mergekit.kernels import GRAIN, grains
-from mergekit.methods import Search
+from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats
 from mergekit.plan import Plan, TensorTask
 
 _T = TypeVar("_T")
 
-_CHUNKS, _CHUNK = 32, 2048  # runs and entries of a run that a reduction sees as a sample
+_CHUNKS, _CHUNK = 16, 1024  # runs and entries of a run that a reduction sees as a sample
 _PER_WORKER = 4  # a tensor of more than this fraction of a worker's share is merged by all workers together
 
 
@@ -60,7 +60,7 @@ class Team:
         count, size = task.out.count, len(self.workers)
         edges = [min(count, GRAIN * (grains(count) * index // size)) for index in range(size + 1)]
         edges[-1] = count
-        return [Span(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+        return [Span(start, stop) for start, stop in pairwise(edges)]
 
     def each(self, task: TensorTask, work: Callable[[Worker, Span], _T]) -> list[_T]:
         """Do the same with every span; results in the order of the spans."""
@@ -81,11 +81,14 @@ class Team:
         return _outcome(index, measures, time.perf_counter() - began)
 
     def _reduce(self, task: TensorTask) -> Stats:
+        lead = self.workers[0]
+
+        def sample() -> Block:
+            return lead.compute.block(lead.sample(task, _CHUNKS, _CHUNK), task.based, 0)
+
         stats: dict[str, object] = {}
         for reduction in task.method.reductions():
-            lead = self.workers[0]
-            rows = lead.sample(task, _CHUNKS, _CHUNK)
-            search = reduction.begin(task.out.count, lead.compute.block(rows, task.based, 0), stats)
+            search = reduction.begin(task.out.count, sample, stats)
             while not search.done:
                 search.close(self._sweep(task, search))
             stats[reduction.name] = search.result()

@@ -60,7 +60,6 @@ class Worker:
     compute: Compute
     advance: Callable[[int], None]
     _buffers: dict[str, Raw] = field(default_factory=dict)
-    _kept: tuple[TensorTask, Span, list[tuple[int, Raw]]] | None = None
 
     def _buffer(self, use: str, nbytes: int) -> Raw:
         """Room for one use, kept between stripes: fresh memory would cost a page fault every 4 kB."""
@@ -89,12 +88,11 @@ class Worker:
             self.compute.merge(task.method, self.compute.block(rows, task.based, start), stats, out)
             measures.append(self._measured(out, rows[0]))
             self._write(task, start, out)
-        self._kept = None
         return _joined(measures)
 
     def copy(self, task: TensorTask, operand: Operand, span: Span) -> Measure:
         """Copy a span of one operand, bytes as they are; operands that must be identical are compared."""
-        measures = []
+        measures: list[Measure] = []
         size = operand.stored.spec.dtype.bits
         for stripe in self.stripes(span):
             first, last = stripe.start * size // 8, stripe.stop * size // 8
@@ -114,7 +112,7 @@ class Worker:
         else:
             starts = (index * (count - length) // (chunks - 1) for index in range(chunks))
             spans = [Span(start, start + length) for start in starts]
-        parts = [self._read(task, span, np.empty(0, np.uint8)).copy() for span in spans]
+        parts = [self._read(task, span).copy() for span in spans]
         return np.concatenate(parts, axis=1)
 
     def _bytes(self, use: str, operand: Operand, first: int, last: int) -> Raw:
@@ -131,37 +129,17 @@ class Worker:
                     expected="the same values in all models: integers are copied, never averaged",
                 )
 
-    def _rows(
-        self, task: TensorTask, span: Span, wanted: Callable[[int, int], bool]
-    ) -> Iterator[tuple[int, Raw]]:
-        """Stripes of all operands; a span that fits is read once and kept until it is merged."""
-        if self._kept is not None and self._kept[0] is task and self._kept[1] == span:
-            yield from self._kept[2]
-            return
-        itemsize = np.dtype(RAW[task.row_format]).itemsize
-        nbytes = len(task.operands) * (span.stop - span.start) * itemsize
-        keep = bool(task.method.reductions()) and nbytes <= self.memory.resident
-        room = self._buffer("kept", nbytes) if keep else None
-        kept = []
+    def _rows(self, task: TensorTask, span: Span, wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, Raw]]:
+        """Stripes of all operands, one at a time in the same buffer."""
         for stripe in self.stripes(span):
-            if room is None:
-                if wanted(stripe.start, stripe.stop):
-                    yield stripe.start, self._read(task, stripe, None)
-                continue
-            size = len(task.operands) * (stripe.stop - stripe.start) * itemsize
-            kept.append((stripe.start, self._read(task, stripe, room[:size])))
-            room = room[size:]
-            yield kept[-1]
-        if keep:
-            self._kept = (task, span, kept)
+            if wanted(stripe.start, stripe.stop):
+                yield stripe.start, self._read(task, stripe)
 
-    def _read(self, task: TensorTask, stripe: Span, room: Raw | None) -> Raw:
+    def _read(self, task: TensorTask, stripe: Span) -> Raw:
         """All operands of a stripe, shape (k, n), in the task's row format."""
         entries = stripe.stop - stripe.start
         dtype = np.dtype(RAW[task.row_format])
-        nbytes = len(task.operands) * entries * dtype.itemsize
-        if room is None or room.nbytes < nbytes:
-            room = self._buffer("rows", nbytes)
+        room = self._buffer("rows", len(task.operands) * entries * dtype.itemsize)
         rows = room.view(dtype).reshape(len(task.operands), entries)
         for row, operand in zip(rows, task.operands, strict=True):
             stored = operand.stored.spec.dtype

@@ -64,11 +64,14 @@ def sweep(row: Array, base: Array, low: int, high: int, shift: int, bins: Host) 
     return int((bits > high).sum())
 
 
-def count_equal(row: Array, base: Array, value: int, counts: Host) -> None:
-    """How many magnitudes equal `value`, per grain; see :func:`mergekit.kernels.select.count_equal`."""
-    equal = _bits(row, base) == value
-    for grain, part in enumerate(_grain_slices(row.shape[0])):
-        counts[grain] = int(equal[part].sum())
+def count_values(row: Array, base: Array, values: Host, equal: Host, above: Host) -> None:
+    """Count magnitudes that equal a few values or exceed them; see :func:`mergekit.kernels.select.count_values`."""
+    bits = host(_bits(row, base))
+    for place, value in enumerate(values.astype(np.int64)):
+        same = bits == value
+        above[place] += int((bits > value).sum())
+        for grain, part in enumerate(_grain_slices(len(bits))):
+            equal[grain, place] = int(same[part].sum())
 
 
 def magnitude_bits(row: Array, base: Array, bits: Host) -> None:

@@ -31,18 +31,19 @@ def _magnitudes(bits: Raw, row: Raw, base: Raw) -> None:
 
 @inner
 def _count_above(bits: Raw, top: Any) -> Any:
-    count = 0
+    count = u32(0)  # of 32 bits like the magnitudes: wider ones would halve the lanes
     for j in range(bits.size):
-        count += bits[j] > top
+        count += u32(bits[j] > top)
     return count
 
 
 @inner
-def _count_equal(bits: Raw, value: Any) -> Any:
-    count = 0
+def _compare(bits: Raw, value: Any) -> Any:
+    equal, above = u32(0), u32(0)
     for j in range(bits.size):
-        count += bits[j] == value
-    return count
+        equal += u32(bits[j] == value)
+        above += u32(bits[j] > value)
+    return equal, above
 
 
 @inner
@@ -93,21 +94,25 @@ def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> in
 
 
 @kernel
-def count_equal(row: Raw, base: Raw, value: int, counts: Raw) -> None:
-    """How many magnitudes of ``row − base`` equal `value`, per grain.
+def count_values(row: Raw, base: Raw, values: Raw, equal: Raw, above: Raw) -> None:
+    """How many magnitudes of ``row − base`` equal each of a few values, per grain, and how many are greater.
 
     Parameters:
         row, base: raw entries, shape (n,).
-        value: bits of a float32 magnitude.
-        counts: int64, shape (grains,), written.
+        values: uint32, shape (m,): bits of float32 magnitudes.
+        equal: int32, shape (grains, m), written.
+        above: int64, shape (m,), added to.
     """
     tile = np.empty(GRAIN, np.uint32)
-    for grain in range(counts.size):
+    for grain in range(equal.shape[0]):
         start = grain * GRAIN
         stop = min(start + GRAIN, row.size)
         bits = tile[: stop - start]
         _magnitudes(bits, row[start:stop], base[start:stop])
-        counts[grain] = _count_equal(bits, u32(value))
+        for place in range(values.size):
+            same, greater = _compare(bits, values[place])
+            equal[grain, place] = same
+            above[place] += greater
 
 
 @kernel

@@ -8,7 +8,7 @@ other: `merge` on float32 arrays of any library, `fuse` on raw entries with a co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -33,7 +33,7 @@ class Reducers(Protocol):
     gram: Any
     gram_deltas: Any
     sweep: Any
-    count_equal: Any
+    count_values: Any
     magnitude_bits: Any
     masses: Any
 
@@ -197,12 +197,12 @@ class Reduction(ABC):
     name: str
 
     @abstractmethod
-    def begin(self, entries: int, sample: Block, stats: Stats) -> Search:
+    def begin(self, entries: int, sample: Callable[[], Block], stats: Stats) -> Search:
         """Start on a tensor.
 
         Parameters:
             entries: entries of the tensor.
-            sample: entries from all over the tensor, or all of them if `sample` is as long as the tensor.
+            sample: reads entries from all over the tensor, or all of them if there are few.
             stats: results of the reductions listed before this one.
         """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
@@ -17,6 +17,7 @@ Numbers = NDArray[Any]
 
 _TOP = 0x7FFFFFFF  # greatest magnitude, as bits
 _NOTHING = 0xFFFFFFFF  # a cut that no magnitude passes
+_FEW = 3  # values that are cheaper to count one by one than to sort into bins
 
 
 def exact_sums(parts: Sequence[Numbers]) -> Numbers:
@@ -35,8 +36,7 @@ def exact_sums(parts: Sequence[Numbers]) -> Numbers:
 class _GrainSums(Search):
     """One sweep that collects sums per grain."""
 
-    kernel: Any
-    shape: tuple[int, ...]
+    sums: Callable[[Block], Numbers]
     total: Numbers | None = None
     done: bool = False
 
@@ -44,9 +44,7 @@ class _GrainSums(Search):
         return []
 
     def visit(self, block: Block, scratch: list[Numbers]) -> None:
-        sums = np.zeros((grains(block.rows.shape[1]), *self.shape))
-        self.kernel(block, sums)
-        scratch.append(sums)
+        scratch.append(self.sums(block))
 
     def close(self, scratches: Sequence[list[Numbers]]) -> None:
         self.total = exact_sums([part for scratch in scratches for part in scratch])
@@ -70,14 +68,19 @@ class Gram(Reduction):
     name: str
     of: Literal["rows", "deltas"] = "rows"
 
-    def begin(self, entries: int, sample: Block, stats: Stats) -> Search:
+    def begin(self, entries: int, sample: Callable[[], Block], stats: Stats) -> Search:
         """Start on a tensor."""
-        del entries, stats
+        del entries, sample, stats
+        return _GrainSums(self._sums)
+
+    def _sums(self, block: Block) -> Numbers:
+        rows = block.rows if self.of == "rows" else block.models
+        sums = np.empty((grains(rows.shape[1]), rows.shape[0], rows.shape[0]))
         if self.of == "rows":
-            size = sample.rows.shape[0]
-            return _GrainSums(lambda block, sums: block.reducers.gram(block.rows, sums), (size, size))
-        size = sample.models.shape[0]
-        return _GrainSums(lambda block, sums: block.reducers.gram_deltas(block.base, block.models, sums), (size, size))
+            block.reducers.gram(rows, sums)
+        else:
+            block.reducers.gram_deltas(block.base, rows, sums)
+        return sums
 
 
 @final
@@ -96,54 +99,63 @@ class Cut:
 
 @dataclass(slots=True)
 class _Row:
-    """The search for the cut of one delta: bracket, then ties, then the last tie that is kept."""
+    """The search for the cut of one delta.
+
+    It goes through stages: "values" counts a few values, one of which is likely the cut; "bracket" narrows a range;
+    "edge" finds the last tie that is kept.
+    """
 
     keep: int
+    stage: Literal["values", "bracket", "edge", "done"] = "bracket"
+    values: Numbers = field(default_factory=lambda: np.empty(0, np.uint32))
     low: int = 0
     high: int = _TOP
-    stage: Literal["bracket", "ties", "edge", "done"] = "bracket"
     bits: int = 0
     edge: int = -1
-    wanted: int = 0  # entries equal to the cut that are kept
+    wanted: int = 0  # ties that are kept, then those of them in `grain`
     grain: int = -1  # grain of the last of them
 
     @property
     def shift(self) -> int:
         return max(0, (self.high - self.low).bit_length() - (BINS.bit_length() - 1))
 
-    def settle(self, bits: int, wanted: int, equal: int, entries: int) -> None:
-        """The cut is known; `wanted` of the `equal` entries that have exactly this magnitude are kept."""
-        self.bits, self.wanted = bits, wanted
-        if wanted == equal or bits == 0:  # a delta of 0 adds nothing, kept or not
-            self.edge, self.stage = entries, "done"
-        else:
-            self.stage = "ties"
+    def guess(self, values: Numbers) -> None:
+        """Count these values next, in ascending order."""
+        self.values, self.stage = values, "values"
 
-    def narrow(self, above: int, bins: Numbers, entries: int) -> None:
-        """Take the counts of a sweep."""
-        counts = bins[0].astype(np.int64)
+    def weigh(self, above: Numbers, equal: Numbers, entries: int) -> None:
+        """Take the counts of the values: how many magnitudes exceed each, and how many equal it, per grain."""
+        ties = equal.sum(axis=0, dtype=np.int64)
+        found = np.flatnonzero((above < self.keep) & (self.keep <= above + ties))
+        if not found.size:
+            place = int(np.count_nonzero(self.keep <= above))
+            self.low = int(self.values[place - 1]) + 1 if place else 0
+            self.high = int(self.values[place]) - 1 if place < len(self.values) else _TOP
+            self.stage = "bracket"
+            return
+        place = found[0]
+        self.bits, self.wanted = int(self.values[place]), self.keep - int(above[place])
+        if self.wanted == ties[place] or self.bits == 0:  # a delta of 0 adds nothing, kept or not
+            self.finish(entries)
+            return
+        passed = np.cumsum(equal[:, place], dtype=np.int64)
+        self.grain = int(np.searchsorted(passed, self.wanted))
+        self.wanted -= int(passed[self.grain]) - int(equal[self.grain, place])
+        self.stage = "edge"
+
+    def narrow(self, above: int, bins: Numbers) -> None:
+        """Take the counts of a bracket."""
         rank = self.keep - above
+        from_top = np.cumsum(bins[0, ::-1], dtype=np.int64)
         if rank <= 0:
             self.low, self.high = self.high + 1, _TOP
-            return
-        from_top = np.cumsum(counts[::-1])
-        if rank > from_top[-1]:
+        elif rank > from_top[-1]:
             self.low, self.high = 0, self.low - 1
-            return
-        place = BINS - 1 - int(np.searchsorted(from_top, rank))
-        least, greatest = self.low + int(bins[1, place]), self.low + int(bins[2, place])
-        if least == greatest:
-            passed = int(from_top[BINS - 1 - place]) - int(counts[place])
-            self.settle(least, rank - passed, int(counts[place]), entries)
         else:
-            self.low, self.high = least, greatest
-
-    def locate(self, counts: Numbers) -> None:
-        """Take the counts of ties per grain."""
-        passed = np.cumsum(counts)
-        self.grain = int(np.searchsorted(passed, self.wanted))
-        self.wanted -= int(passed[self.grain] - counts[self.grain])
-        self.stage = "edge"
+            place = BINS - 1 - int(np.searchsorted(from_top, rank))
+            self.low, self.high = self.low + int(bins[1, place]), self.low + int(bins[2, place])
+            if self.low == self.high:
+                self.guess(np.array([self.low], np.uint32))
 
     def finish(self, edge: int) -> None:
         self.edge, self.stage = edge, "done"
@@ -153,9 +165,9 @@ class _Row:
 class _Counts:
     """What one worker counts in one sweep, by row."""
 
+    equal: dict[int, list[Numbers]] = field(default_factory=dict)
+    above: dict[int, Numbers] = field(default_factory=dict)
     bins: dict[int, Numbers] = field(default_factory=dict)
-    above: dict[int, int] = field(default_factory=dict)
-    ties: dict[int, list[Numbers]] = field(default_factory=dict)
     edges: dict[int, int] = field(default_factory=dict)
 
 
@@ -173,26 +185,31 @@ class _KthSearch(Search):
         return _Counts()
 
     def wants(self, start: int, stop: int) -> bool:
-        open_rows = [row for row in self.rows if row.stage != "done"]
-        return any(row.stage != "edge" or start <= row.grain * GRAIN < stop for row in open_rows)
+        unfinished = [row for row in self.rows if row.stage != "done"]
+        return any(row.stage != "edge" or start <= row.grain * GRAIN < stop for row in unfinished)
 
     def visit(self, block: Block, scratch: _Counts) -> None:
         for index, row in enumerate(self.rows):
-            if row.stage == "bracket":
-                self._count(index, row, block, scratch)
-            elif row.stage == "ties":
-                counts = np.zeros(grains(block.rows.shape[1]), np.int64)
-                block.reducers.count_equal(block.models[index], block.base, row.bits, counts)
-                scratch.ties.setdefault(index, []).append(counts)
+            if row.stage == "values":
+                self._count_values(index, row, block, scratch)
+            elif row.stage == "bracket":
+                self._count_bins(index, row, block, scratch)
             elif row.stage == "edge":
                 self._pinpoint(index, row, block, scratch)
 
-    def _count(self, index: int, row: _Row, block: Block, scratch: _Counts) -> None:
+    def _count_values(self, index: int, row: _Row, block: Block, scratch: _Counts) -> None:
+        equal = np.empty((grains(block.rows.shape[1]), len(row.values)), np.int32)
+        above = scratch.above.setdefault(index, np.zeros(len(row.values), np.int64))
+        block.reducers.count_values(block.models[index], block.base, row.values, equal, above)
+        scratch.equal.setdefault(index, []).append(equal)
+
+    def _count_bins(self, index: int, row: _Row, block: Block, scratch: _Counts) -> None:
         from mergekit.kernels.arrays import fresh_bins
 
-        bins = scratch.bins.setdefault(index, fresh_bins())
-        above = block.reducers.sweep(block.models[index], block.base, row.low, row.high, row.shift, bins)
-        scratch.above[index] = scratch.above.get(index, 0) + above
+        if index not in scratch.bins:
+            scratch.bins[index], scratch.above[index] = fresh_bins(), np.zeros(1, np.int64)
+        models, bins = block.models[index], scratch.bins[index]
+        scratch.above[index] += block.reducers.sweep(models, block.base, row.low, row.high, row.shift, bins)
 
     def _pinpoint(self, index: int, row: _Row, block: Block, scratch: _Counts) -> None:
         first = row.grain * GRAIN - block.start
@@ -205,14 +222,13 @@ class _KthSearch(Search):
 
     def close(self, scratches: Sequence[_Counts]) -> None:
         for index, row in enumerate(self.rows):
-            if row.stage == "bracket":
-                row.narrow(
-                    sum(scratch.above.get(index, 0) for scratch in scratches),
-                    _merge_bins([scratch.bins[index] for scratch in scratches if index in scratch.bins]),
-                    self.entries,
-                )
-            elif row.stage == "ties":
-                row.locate(np.concatenate([part for scratch in scratches for part in scratch.ties.get(index, [])]))
+            above = sum(scratch.above.get(index, 0) for scratch in scratches)
+            if row.stage == "values":
+                equal = [part for scratch in scratches for part in scratch.equal.get(index, [])]
+                row.weigh(np.asarray(above), np.concatenate(equal), self.entries)
+            elif row.stage == "bracket":
+                bins = [scratch.bins[index] for scratch in scratches if index in scratch.bins]
+                row.narrow(int(np.sum(above)), _merge_bins(bins))
             elif row.stage == "edge":
                 row.finish(next(scratch.edges[index] for scratch in scratches if index in scratch.edges))
 
@@ -240,46 +256,41 @@ class Kth(Reduction):
         name: key in `stats`; the value is a :class:`Cut`.
         keep: densities, one for each model.
 
-    Passes: one sweep over the deltas as a rule; a second where magnitudes tie at the cut.
+    Passes: one sweep over the deltas as a rule, and one stripe more where magnitudes tie at the cut.
     """
 
     name: str
     keep: tuple[float, ...]
 
-    def begin(self, entries: int, sample: Block, stats: Stats) -> Search:
-        """Start on a tensor, guessing a bracket from the sample."""
+    def begin(self, entries: int, sample: Callable[[], Block], stats: Stats) -> Search:
+        """Start on a tensor, guessing from a sample."""
         del stats
-        rows = [self._row(index, density, entries, sample) for index, density in enumerate(self.keep)]
-        return _KthSearch(entries, rows)
+        trimmed = entries > 0 and any(0 < density < 1 for density in self.keep)
+        block = sample() if trimmed else None
+        return _KthSearch(
+            entries, [self._row(index, density, entries, block) for index, density in enumerate(self.keep)]
+        )
 
-    def _row(self, index: int, density: float, entries: int, sample: Block) -> _Row:
-        if density >= 1 or entries == 0:
-            return _Row(entries, stage="done", bits=0, edge=entries)
+    def _row(self, index: int, density: float, entries: int, sample: Block | None) -> _Row:
         if density <= 0:
             return _Row(0, stage="done", bits=_NOTHING)
+        if density >= 1 or sample is None:
+            return _Row(entries, stage="done", bits=0, edge=entries)
         row = _Row(max(1, int(density * entries)))
         bits = np.empty(sample.rows.shape[1], np.uint32)
         sample.reducers.magnitude_bits(sample.models[index], sample.base, bits)
-        if bits.size == entries:
-            _settle_at_once(row, bits)
-        else:
-            row.low, row.high = _bracket(bits, row.keep / entries)
+        row.low, row.high = _bracket(bits, row.keep / entries, bits.size == entries)
+        values, counts = np.unique(bits[(bits >= row.low) & (bits <= row.high)], return_counts=True)
+        likely = np.argsort(-counts, kind="stable")[:_FEW]
+        if 2 * counts[likely].sum() >= counts.sum():  # deltas of 16-bit weights are few numbers, many times each
+            row.guess(np.sort(values[likely]))
         return row
 
 
-def _settle_at_once(row: _Row, bits: Numbers) -> None:
-    place = bits.size - row.keep
-    cut = int(np.partition(bits, place)[place])
-    ties = np.flatnonzero(bits == cut)
-    row.settle(cut, row.keep - int((bits > cut).sum()), ties.size, bits.size)
-    if row.stage == "ties":
-        row.finish(int(ties[row.wanted - 1]))
-
-
-def _bracket(bits: Numbers, share: float) -> tuple[int, int]:
+def _bracket(bits: Numbers, share: float, everything: bool) -> tuple[int, int]:
     """Magnitudes that very likely enclose the one sought: three standard errors of a sample's rank, and some more."""
-    error = 3 * math.sqrt(share * (1 - share) / bits.size) + 2 / bits.size
-    places = [int((1 - share + sign * error) * bits.size) for sign in (-1, 1)]
+    error = 0.0 if everything else 3 * math.sqrt(share * (1 - share) / bits.size) + 2 / bits.size
+    places = [round((1 - share + sign * error) * bits.size) for sign in (-1, 1)]
     low, high = (min(max(place, 0), bits.size - 1) for place in places)
     ordered = np.partition(bits, (low, high))
     return (0 if places[0] < 0 else int(ordered[low])), (_TOP if places[1] >= bits.size else int(ordered[high]))
@@ -298,16 +309,16 @@ class Mass(Reduction):
     name: str
     cut: str
 
-    def begin(self, entries: int, sample: Block, stats: Stats) -> Search:
+    def begin(self, entries: int, sample: Callable[[], Block], stats: Stats) -> Search:
         """Start on a tensor."""
-        del entries
+        del entries, sample
         cut: Cut = stats[self.cut]
 
-        def kernel(block: Block, sums: Numbers) -> None:
-            for index in range(len(cut.bits)):
+        def sums(block: Block) -> Numbers:
+            found = np.empty((len(cut.bits), grains(block.rows.shape[1]), 2))
+            for index, part in enumerate(found):
                 edge = int(cut.edges[index]) - block.start
-                row = np.empty((sums.shape[0], 2))
-                block.reducers.masses(block.models[index], block.base, int(cut.bits[index]), edge, row)
-                sums[:, index] = row
+                block.reducers.masses(block.models[index], block.base, int(cut.bits[index]), edge, part)
+            return np.ascontiguousarray(found.swapaxes(0, 1))
 
-        return _GrainSums(kernel, (sample.models.shape[0], 2))
+        return _GrainSums(sums)

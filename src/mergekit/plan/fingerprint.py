@@ -10,8 +10,8 @@ def recipe_hash(text: str) -> str:
     """SHA-256 of a recipe's text, hexadecimal.
 
     Example:
-        >>> recipe_hash("merge_method: linear\\n")[:8]
-        'bbd3cbcf'
+        >>> recipe_hash("merge_method: linear")[:8]
+        '0a7905be'
     """
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -13,7 +13,8 @@ from mergekit.recipe import Parameters, Recipe, Setting, coerce, evaluate, filte
 KNOWN = frozenset(parameter.name for method in METHODS.values() for parameter in method.parameters())
 """Names that some method reads."""
 
-_FORMER = frozenset("gamma epsilon int8_mask select_topk max_iter tol eps filter_wise r alpha rescale_norm".split())
+_OTHERS = "alpha eps epsilon filter_wise gamma int8_mask max_iter r rescale_norm select_topk tol"
+_FORMER = frozenset(_OTHERS.split())
 """Names that methods read which this version does not have yet, or that never had an effect."""
 
 

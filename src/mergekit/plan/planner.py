@@ -126,8 +126,7 @@ def _plan(
 
 def _memory(tasks: Sequence[TensorTask], options: PlanOptions) -> Memory:
     rows = max((len(task.operands) for task in tasks), default=1)
-    swept = (task.row_bytes for task in tasks if task.copied is None and task.method.reductions())
-    return fit_memory(rows, swept, options.workers, options.max_memory)
+    return fit_memory(rows, options.workers, options.max_memory)
 
 
 def _refuse_unequal_depth(modules: Sequence[ModuleSegments], models: Sequence[Model]) -> None:
@@ -233,4 +232,3 @@ def _donor_rows(donor: Model, name: str | None) -> int | None:
     part = donor.layout.parts[name]
     stored = donor.stored((part.module, part.layer, part.suffix))
     return stored.spec.shape[0] if stored else None
-

@@ -124,9 +124,7 @@ class Arranger:
         inputs = (Input(0, 0, Parameters({}, "")),)
         return ModuleSegments(module, (Segment(inputs, None, layers, (), ""),), sliced=False)
 
-    def _whole(
-        self, module: ModuleLayout, sources: Sequence[Source], levels: tuple[Parameters, ...]
-    ) -> ModuleSegments:
+    def _whole(self, module: ModuleLayout, sources: Sequence[Source], levels: tuple[Parameters, ...]) -> ModuleSegments:
         inputs = [Input(self._index(source.model), 0, source.parameters) for source in sources]
         base = self._base_of(inputs, self._base_ref(None, sources), "")
         if base is not None and base not in inputs:
@@ -203,7 +201,9 @@ class Arranger:
                 return entry
         if path and self.method.needs.base == "required":
             what = f"the base model {ref} is not among the sources of this slice"
-            hint = f"`- {{model: {ref}, layer_range: [first, end]}}` among the sources: it says which layers are the base"
+            hint = (
+                f"`- {{model: {ref}, layer_range: [first, end]}}` among the sources: it says which layers are the base"
+            )
             self.findings.error(what, self.recipe.place(path), hint=hint)
         return Input(index, 0, Parameters({}, "")) if not path else None
 

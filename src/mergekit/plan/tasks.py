@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mergekit.checkpoint import Shard, Stored, TensorSpec
 from mergekit.errors import Findings
 from mergekit.kernels import RAW
@@ -69,11 +67,6 @@ class TensorTask:
         """The format in which all operands are held: their own if they share one that kernels read, else F32."""
         names = {operand.stored.spec.dtype.name for operand in self.operands}
         return names.pop() if len(names) == 1 and names <= RAW.keys() else "F32"
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of all operands in that format."""
-        return len(self.operands) * self.out.count * np.dtype(RAW[self.row_format]).itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ class Assembler:
         if len({entry.spec.shape for entry in stored}) > 1:
             self._note_unequal(slot, stored)
             return None
-        inputs = [(entry, key, tensor) for entry, key, tensor in zip(slot.segment.inputs, slot.keys, stored)]
+        inputs = [(entry, key, tensor) for entry, key, tensor in zip(slot.segment.inputs, slot.keys, stored, strict=True)]
         base = slot.segment.base
         inputs.sort(key=lambda part: part[0] is not base)  # stable: the base first, the others as they are
         for entry, _, tensor in inputs:

@@ -1,1 +1,237 @@
-def merge_report(plan, outcomes, seconds): return {"seconds": seconds}
+"""The merge report: what went in, what was done to it and what came out, as JSON.
+
+::
+
+    format, mergekit, machine, method, recipe_sha256, seed, seconds
+    parents    [{model, role, folder, files: [{name, bytes, header_sha256}]}]
+    totals     {tensors, parameters, bytes_read, bytes_written, shards}
+    shards     [{file, bytes, header_sha256}]
+    settings   [{method, based, parameters}]         each combination once
+    tensors    [{name, dtype, shape, sources: [{model, tensor}], settings, norm, relative_distance, non_finite}]
+    left_over  [{model, reason, tensors}]
+    warnings   [{what, place, expected, hint}]
+    notices    [text]
+
+`model` is an index in `parents`, `settings` one in `settings`. The first source of a tensor is its base if the settings
+say `based`; values per model then belong to the sources after it. `relative_distance` is that of the output to its
+first source, as a share of the norm of that source; null where that norm is 0. Integers have neither norm nor distance.
+Apart from `seconds`, the same merge gives the same report on the same `machine`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+from mergekit import __version__
+from mergekit.errors import Problem
+from mergekit.plan import Model, Plan, TensorTask
+from mergekit.plan.fingerprint import header_hash, recipe_hash
+from mergekit.plan.tensors import MERGEABLE
+from mergekit.report.roles import bases, merged
+
+FORMAT = 1
+"""Version of the report's structure."""
+
+
+class Measured(Protocol):
+    """What the engine tells about a finished tensor: see :class:`mergekit.engine.Outcome`."""
+
+    @property
+    def task(self) -> int:
+        """Index in the plan."""
+
+    @property
+    def norm(self) -> float:
+        """Euclidean norm of the output."""
+
+    @property
+    def distance(self) -> float:
+        """Norm of its difference from the first operand."""
+
+    @property
+    def reference(self) -> float:
+        """Norm of that operand."""
+
+    @property
+    def broken(self) -> int:
+        """Entries that are infinite or not a number."""
+
+
+def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str, float]) -> dict[str, object]:
+    """Contents of merge_report.json.
+
+    Parameters:
+        plan: the merge.
+        outcomes: exactly one for each task of the plan, in any order.
+        seconds: duration of each phase.
+    """
+    ordered = sorted(outcomes, key=lambda outcome: outcome.task)
+    if [outcome.task for outcome in ordered] != list(range(len(plan.tasks))):
+        raise AssertionError(f"{len(plan.tasks)} tasks need one outcome each, there are {len(ordered)} outcomes")
+    settings, tensors = _tensors(plan.tasks, ordered)
+    report = {
+        "format": FORMAT,
+        "mergekit": __version__,
+        "machine": machine(),
+        "method": plan.method.name,
+        "recipe_sha256": recipe_hash(plan.recipe.text),
+        "seed": plan.seed,
+        "seconds": {phase: round(duration, 3) for phase, duration in seconds.items()},
+        "parents": [_parent(index, model, plan) for index, model in enumerate(plan.models)],
+        "totals": _totals(plan),
+        "shards": [
+            # The hash is that of `header_hash`: without the 8 bytes of length.
+            {"file": shard.file, "bytes": shard.nbytes, "header_sha256": hashlib.sha256(shard.head[8:]).hexdigest()}
+            for shard in plan.shards
+        ],
+        "settings": settings,
+        "tensors": tensors,
+        "left_over": [
+            {"model": entry.model, "reason": entry.reason, "tensors": entry.tensors} for entry in plan.leftovers
+        ],
+        "warnings": [_warning(problem) for problem in plan.findings.warnings],
+        "notices": plan.findings.notices,
+    }
+    return {key: _plain(value) for key, value in report.items()}
+
+
+def machine() -> str:
+    """What the order of additions inside a sum depends on: processor, its features and the compiler."""
+    import llvmlite.binding as llvm
+    import numba
+
+    features = f"{llvm.get_host_cpu_features().flatten()} numba {numba.__version__}"
+    return f"{llvm.get_host_cpu_name()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
+def _plain(value: Any) -> Any:
+    """A value in the types of JSON, which has no NaN, no infinity and no half of a surrogate pair."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _parent(index: int, model: Model, plan: Plan) -> dict[str, object]:
+    roles = {"base": index in bases(plan), "donor": index == 0, "merged": index in merged(plan)}
+    return {
+        "model": str(model.ref),
+        "role": [role for role, held in roles.items() if held],
+        "folder": str(model.checkpoint.root.resolve()),
+        "files": [_file(file, model.checkpoint.root) for file in model.checkpoint.shards],
+    }
+
+
+def _file(file: Path, root: Path) -> dict[str, object]:
+    name = file.relative_to(root).as_posix()
+    return {"name": name, "bytes": file.stat().st_size, "header_sha256": header_hash(file)}
+
+
+def _totals(plan: Plan) -> dict[str, int]:
+    return {
+        "tensors": len(plan.tasks),
+        "parameters": sum(task.out.count for task in plan.tasks),
+        "bytes_read": plan.read_bytes,
+        "bytes_written": plan.write_bytes,
+        "shards": len(plan.shards),
+    }
+
+
+def _tensors(tasks: Sequence[TensorTask], outcomes: Sequence[Measured]) -> tuple[list[object], list[dict[str, object]]]:
+    """The table of settings, and the tensors that refer to it."""
+    known: dict[str, int] = {}
+    tensors = []
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        settings = known.setdefault(json.dumps(_settings(task)), len(known))
+        tensors.append(_tensor(task, outcome, settings))
+    return [json.loads(text) for text in known], tensors
+
+
+def _settings(task: TensorTask) -> dict[str, object]:
+    method = task.method
+    values = {parameter.name: _plain(getattr(method, parameter.field)) for parameter in method.parameters()}
+    return {"method": method.name, "based": task.based, "parameters": values}
+
+
+def _tensor(task: TensorTask, outcome: Measured, settings: int) -> dict[str, object]:
+    measured = task.out.dtype.name in MERGEABLE
+    return {
+        "name": task.out.name,
+        "dtype": task.out.dtype.name,
+        "shape": task.out.shape,
+        "sources": [{"model": operand.model, "tensor": operand.stored.spec.name} for operand in task.operands],
+        "settings": settings,
+        "norm": outcome.norm if measured else None,
+        "relative_distance": outcome.distance / outcome.reference if measured and outcome.reference else None,
+        "non_finite": outcome.broken,
+    }
+
+
+def _warning(problem: Problem) -> dict[str, str]:
+    lines = {
+        "what": problem.what,
+        "place": str(problem.place or ""),
+        "expected": problem.expected or "",
+        "hint": problem.hint or "",
+    }
+    return {label: text for label, text in lines.items() if text}
+
+
+def headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a user wants to know after a merge, as pairs of label and text.
+
+    Parameters:
+        report: as :func:`merge_report` returns it.
+    """
+    totals = report["totals"]
+    return [
+        ("tensors", f"{totals['tensors']:,} with {totals['parameters']:,} parameters"),
+        ("read", _size(totals["bytes_read"])),
+        ("written", f"{_size(totals['bytes_written'])} in {_counted(totals['shards'], 'file')}"),
+        ("time", f"{sum(report['seconds'].values()):.1f} s"),
+        *_distance(report),
+        *_left_over(report["left_over"]),
+    ]
+
+
+def _distance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How far the tensors that have a base are from it."""
+    based = [entry for entry in report["tensors"] if report["settings"][entry["settings"]]["based"]]
+    known = {entry["name"]: entry["relative_distance"] for entry in based if entry["relative_distance"] is not None}
+    if not known:
+        return []
+    farthest = max(known, key=lambda name: known[name])
+    return [("distance to base", f"{fmean(known.values()):.2%} on average, at most {known[farthest]:.2%} ({farthest})")]
+
+
+def _left_over(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    counts: dict[str, int] = {}
+    for entry in entries:
+        counts[entry["reason"]] = counts.get(entry["reason"], 0) + len(entry["tensors"])
+    return [("left over", f"{_counted(count, 'tensor')}: {reason}") for reason, count in counts.items()]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _size(nbytes: int) -> str:
+    """A size in decimal units.
+
+    Example:
+        >>> _size(1_234_567)
+        '1.23 MB'
+    """
+    size, units = float(nbytes), ["bytes", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{nbytes} bytes" if units[0] == "bytes" else f"{size:,.2f} {units[0]}"

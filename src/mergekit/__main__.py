@@ -1,0 +1,5 @@
+"""``python -m mergekit`` is ``mergekit``."""
+
+from mergekit.cli.main import main
+
+main()

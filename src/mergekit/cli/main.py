@@ -1,0 +1,73 @@
+"""The commands ``mergekit`` and ``mergekit-yaml``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from mergekit import __version__
+from mergekit.cli.options import write_exit_codes
+
+COMMANDS = {
+    "yaml": "mergekit.cli.merge:merge",
+    "merge": "mergekit.cli.merge:merge",
+    "verify": "mergekit.cli.verify:verify",
+    "schema": "mergekit.cli.schema:schema",
+}
+"""Commands by name, as module and attribute; a module under two names is one command with an alias."""
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """All names, in the order of the help text."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one line per command, aliases together."""
+        names: dict[click.Command, list[str]] = {}
+        for name in COMMANDS:
+            command = self.get_command(ctx, name)
+            assert command is not None
+            names.setdefault(command, []).append(name)
+        rows = [(", ".join(called), command.get_short_help_str(limit=200)) for command, called in names.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes."""
+        write_exit_codes(formatter)
+
+
+@click.group(cls=Lazy, context_settings={"max_content_width": 100})
+@click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
+@click.help_option("-h", "--help")
+def mergekit() -> None:
+    """Merge pretrained language models in weight space, out of core, on ordinary machines."""
+
+
+def main() -> None:
+    """Run ``mergekit``."""
+    mergekit.main(prog_name="mergekit")
+
+
+def main_yaml() -> None:
+    """Run ``mergekit-yaml``."""
+    from mergekit.cli.merge import merge
+
+    merge.main(prog_name="mergekit-yaml")
+
+
+if __name__ == "__main__":
+    main()

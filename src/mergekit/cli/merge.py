@@ -1,0 +1,170 @@
+"""``mergekit yaml``, also ``mergekit merge`` and ``mergekit-yaml``: carry out a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergekit import __version__
+from mergekit.cli.options import GENERAL, NO_EFFECT, Command, ignored, ignored_flags, note_ignored, option
+from mergekit.cli.output import Output
+from mergekit.cli.sizes import read_positive_size, read_size
+from mergekit.errors import Place, Problem, RecipeError
+
+if TYPE_CHECKING:
+    from mergekit.merging import MergeOptions
+
+DANGEROUS = "Dangerous options"
+STORAGE = "Storage options"
+OTHER = "Miscellaneous options"
+PERFORMANCE = "Performance options"
+WRITTEN = "Output settings"
+
+_LENGTHY = ("tensors", "settings")  # grows with the model, and is in merge_report.json
+
+
+def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool) -> object:
+    if not value:
+        raise click.BadParameter("pickles are not written, only safetensors", ctx, param)
+    return note_ignored(ctx, param, value)
+
+
+@click.command(cls=Command, context_settings={"max_content_width": 100})
+@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("out_path", type=click.Path(path_type=Path))
+@option(GENERAL, "-v", "--verbose", count=True, help="Say what is planned; show where a bug is.")
+@option(GENERAL, "--quiet/--no-quiet", help="Say nothing but warnings and errors.")
+@option(GENERAL, "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+@option(GENERAL, "--strict", is_flag=True, help="Treat warnings about the recipe as errors.")
+@option(DANGEROUS, "--overwrite", is_flag=True, help="Replace OUT_PATH if it is there.")
+@option(
+    DANGEROUS,
+    "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
+    "crop_vocabulary",
+    help="Cut vocabularies of unequal size to the rows that all models have, whatever tokens they stand for.",
+)
+@option(OTHER, "--random-seed", metavar="N", type=int, default=0, help="Seed of random methods; 0 if not given.")
+@option(
+    PERFORMANCE,
+    "--device",
+    metavar="NAME",
+    help="Compute with torch on: cpu, cuda, cuda:N, mps, xpu, or auto. Without it: compiled kernels on the CPU.",
+)
+@option(PERFORMANCE, "--cuda/--no-cuda", help="The same as --device cuda.")
+@option(PERFORMANCE, "--gpu-rich", is_flag=True, help="The same as --cuda.")
+@option(
+    PERFORMANCE,
+    "-j",
+    "--num-threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads; one per core if not given.",
+)
+@option(
+    PERFORMANCE,
+    "--max-memory",
+    metavar="SIZE",
+    type=read_positive_size,
+    help="Memory to stay within; a quarter of the machine's if not given.",
+)
+@option(
+    WRITTEN,
+    "--out-shard-size",
+    metavar="SIZE",
+    type=read_size,
+    default="5GB",
+    help="Most bytes of tensors in one file: 5GB (which is the default), 500MB, 2GiB, 1.5B; 0 for one file.",
+)
+@option(
+    WRITTEN,
+    "--copy-tokenizer/--no-copy-tokenizer",
+    default=True,
+    help="Take over the tokenizer's files (which is the default).",
+)
+@option(
+    WRITTEN,
+    "--write-model-card/--no-write-model-card",
+    default=True,
+    help="Write README.md (which is the default).",
+)
+@ignored("--allow-crimes/--no-allow-crimes", why="the tensors decide whether models go together")
+@ignored("--trust-remote-code/--no-trust-remote-code", why="no code of a checkpoint is ever run")
+@ignored("--transformers-cache", metavar="FOLDER", why="transformers is not used")
+@ignored("--lora-merge-cache", metavar="FOLDER", why="no merged copy of an adapter is put on disk")
+@ignored("--lora-merge-dtype", metavar="DTYPE", why="adapters are computed with in float32")
+@ignored("--low-cpu-memory/--no-low-cpu-memory", why="models are never held in memory")
+@ignored("--read-to-gpu/--no-read-to-gpu", why="every stripe goes straight to the device")
+@ignored("--multi-gpu/--no-multi-gpu", why="one device computes")
+@ignored("--lazy-unpickle/--no-lazy-unpickle", why="reading is always lazy")
+@ignored("--async-write/--no-async-write", why="every thread writes what it has merged")
+@ignored("--write-threads", metavar="N", type=int, why="every thread writes what it has merged")
+@ignored("--clone-tensors/--no-clone-tensors", why="no tensor is held in memory that could be shared")
+@option(
+    NO_EFFECT,
+    "--safe-serialization/--no-safe-serialization",
+    default=True,
+    expose_value=False,
+    callback=_always_safetensors,
+    help="the output is always safetensors; --no-safe-serialization is refused",
+)
+@click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
+@click.help_option("-h", "--help")
+def merge(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: bool, **flags: Any) -> None:
+    """Merge models as the recipe CONFIG_FILE says into a new model folder OUT_PATH.
+
+    CONFIG_FILE is a YAML file, or - for standard input. OUT_PATH appears complete, or not at all.
+    """
+    output = Output(as_json, quiet, verbose > 0)
+    output.note(ignored_flags())
+    with output.failures():
+        _merge(config_file, out_path, flags, output)
+
+
+def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -> None:
+    from mergekit.cli.progress import Narrator
+    from mergekit.merging import merge_recipe
+    from mergekit.report.record import headline
+
+    name = "<stdin>" if config_file == "-" else config_file
+    text = _text(config_file, name)
+    with Narrator(output) as narrator:
+        report = merge_recipe(text, out, file=name, options=_options(**flags), progress=narrator)
+    essentials = {key: value for key, value in report.items() if key not in _LENGTHY}
+    output.finish([*headline(report), ("output", str(out))], {"out": str(out), "report": essentials})
+
+
+def _text(config_file: str, name: str) -> str:
+    with click.open_file(config_file, "rb") as stream:
+        content: bytes = stream.read()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise RecipeError([Problem(what, Place("", name, line), "a recipe in UTF-8")]) from error
+
+
+def _options(
+    *,
+    device: str | None,
+    cuda: bool,
+    gpu_rich: bool,
+    overwrite: bool,
+    write_model_card: bool,
+    out_shard_size: int,
+    num_threads: int | None,
+    random_seed: int,
+    **same: Any,
+) -> MergeOptions:
+    """The options of a merge; those in `same` are called alike in :class:`PlanOptions`."""
+    from mergekit.merging import MergeOptions
+    from mergekit.plan import PlanOptions
+
+    return MergeOptions(
+        plan=PlanOptions(shard_bytes=out_shard_size, workers=num_threads, seed=random_seed, **same),
+        device=device or ("cuda" if cuda or gpu_rich else None),
+        overwrite=overwrite,
+        model_card=write_model_card,
+    )

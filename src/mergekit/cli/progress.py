@@ -1,0 +1,92 @@
+"""Tells on stderr what a merge does while it runs."""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+from typing import TYPE_CHECKING, Any, final
+
+from mergekit.cli.output import Output
+
+if TYPE_CHECKING:
+    from mergekit.plan import Plan
+
+_INTERVAL = 0.1  # seconds between updates of the bar
+
+
+@final
+class Narrator:
+    """Prints findings and draws a bar; a context, whose end removes the bar.
+
+    Parameters:
+        output: where and how much to print.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self._bar: Any = None
+        self._lock = Lock()
+        self._done = 0
+        self._drawn = 0.0
+
+    def __enter__(self) -> Narrator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def planned(self, plan: Plan) -> None:
+        """Say what was found, what takes longer the first time, and start the bar."""
+        self.output.warn(plan.findings.warnings)
+        self.output.note(plan.findings.notices)
+        if self.output.verbose:
+            self.output.note([_summary(plan)])
+        if _compiles():
+            self.output.note(["compiling kernels for this machine, once"])
+        if self.output.drawing:
+            self._bar = _bar(plan.read_bytes + plan.write_bytes)
+
+    def advance(self, nbytes: int) -> None:
+        """Count; draw now and then."""
+        now = time.monotonic()
+        with self._lock:
+            self._done += nbytes
+            if self._bar is None or now - self._drawn < _INTERVAL:
+                return
+            self._drawn = now
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+
+
+def _summary(plan: Plan) -> str:
+    def megabytes(nbytes: int) -> str:
+        return f"{nbytes / 1e6:,.1f} MB"
+
+    return (
+        f"{plan.method.name} of {len(plan.models)} models: {len(plan.tasks)} tensors, reads "
+        f"{megabytes(plan.read_bytes)}, writes {megabytes(plan.write_bytes)} in {len(plan.shards)} files, "
+        f"{plan.memory.workers} threads, at most {megabytes(plan.memory.peak)} of memory"
+    )
+
+
+def _compiles() -> bool:
+    from mergekit.kernels.compiled import first_use
+
+    return first_use()
+
+
+def _bar(total: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("merging"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1 / _INTERVAL)
+    bar.add_task("merging", total=total)
+    bar.start()
+    return bar
