@@ -40,10 +40,12 @@ def save(tensors: dict[str, np.ndarray], file: Path, dtype: str) -> None:
         save_torch({name: torch.from_numpy(array).to(torch.bfloat16) for name, array in tensors.items()}, file)
     else:
         kind = {"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]
-        save_file({name: array if array.dtype.kind == "i" else array.astype(kind) for name, array in tensors.items()}, file)
+        save_file(
+            {name: array if array.dtype.kind == "i" else array.astype(kind) for name, array in tensors.items()}, file
+        )
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
     """Write a small Llama: fine-tunes of one model, each a little off it in its own way."""
 
@@ -77,7 +79,9 @@ def make_model(tmp_path: Path) -> MakeModel:
         }
         (folder / "config.json").write_text(json.dumps(config))
         tokenizer = {"model": {"type": "BPE", "vocab": {f"t{index}": index for index in range(100)}, "merges": []}}
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"added_tokens": [{"id": 100, "content": "</s>"}]}))
+        (folder / "tokenizer.json").write_text(
+            json.dumps(tokenizer | {"added_tokens": [{"id": 100, "content": "</s>"}]})
+        )
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
         return folder
@@ -85,7 +89,7 @@ def make_model(tmp_path: Path) -> MakeModel:
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def merge(tmp_path: Path) -> Merge:
     """Carry out a recipe, given as a mapping or as text; returns the new folder."""
 
@@ -112,15 +116,15 @@ def recipe_for(method: str, base: Path, a: Path, b: Path) -> dict[str, object]:
     return {"merge_method": method, "base_model": str(base), "models": models}
 
 
-METHODS = ("linear", "slerp", "ties", "task_arithmetic", "passthrough")
-
-
-@pytest.fixture()
+@pytest.fixture
 def recipe_of(make_model: MakeModel) -> Callable[..., dict[str, object]]:
     """A recipe on three new models."""
 
     def build(method: str, dtype: str = "F32", **options: object) -> dict[str, object]:
-        models = [make_model(f"models/{method}-{name}", seed, dtype, **options) for seed, name in enumerate(("base", "a", "b"))]
+        models = [
+            make_model(f"models/{method}-{name}", seed, dtype, **options)
+            for seed, name in enumerate(("base", "a", "b"))
+        ]
         return recipe_for(method, *models)
 
     return build

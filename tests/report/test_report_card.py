@@ -18,7 +18,7 @@ FORMS = {
     "silent": "---\ntags: [a]\n---\n",
     "plain": "# A model\n---\nlicense: mit\n---\n",
     "broken": "---\nlicense: [mit\n---\n",
-    "deep": "---\nlicense: " + "[" * 5000 + "\n---\n",
+    "deep": "---\nlicense: " + "[" * 400 + "\n---\n",
     "date": "---\nlicense: mit\nday: 2024-99-99\n---\n",
     "listed": "---\n- license: mit\n---\n",
 }

@@ -50,16 +50,16 @@ class Lazy(click.Group):
         write_exit_codes(formatter)
 
 
-@click.group(cls=Lazy, context_settings={"max_content_width": 100})
+@click.group("mergekit", cls=Lazy, context_settings={"max_content_width": 100})
 @click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")
-def mergekit() -> None:
+def commands() -> None:
     """Merge pretrained language models in weight space, out of core, on ordinary machines."""
 
 
 def main() -> None:
     """Run ``mergekit``."""
-    mergekit.main(prog_name="mergekit")
+    commands.main(prog_name="mergekit")
 
 
 def main_yaml() -> None:

@@ -117,8 +117,8 @@ def merge(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: 
     CONFIG_FILE is a YAML file, or - for standard input. OUT_PATH appears complete, or not at all.
     """
     output = Output(as_json, quiet, verbose > 0)
-    output.note(ignored_flags())
     with output.failures():
+        output.note(ignored_flags())
         _merge(config_file, out_path, flags, output)
 
 
@@ -132,7 +132,7 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     with Narrator(output) as narrator:
         report = merge_recipe(text, out, file=name, options=_options(**flags), progress=narrator)
     essentials = {key: value for key, value in report.items() if key not in _LENGTHY}
-    output.finish([*headline(report), ("output", str(out))], {"out": str(out), "report": essentials})
+    output.finish([*headline(report), ("output", click.format_filename(out))], {"out": str(out), "report": essentials})
 
 
 def _text(config_file: str, name: str) -> str:

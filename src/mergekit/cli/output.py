@@ -75,7 +75,7 @@ def _record(problem: Problem) -> dict[str, object]:
 
 def print_json(record: Mapping[str, object]) -> None:
     """Print one JSON object on stdout."""
-    click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(record, allow_nan=False))
 
 
 @dataclass(frozen=True, slots=True)

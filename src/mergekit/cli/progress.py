@@ -34,6 +34,7 @@ class Narrator:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
+            self._draw()
             self._bar.stop()
 
     def planned(self, plan: Plan) -> None:
@@ -55,7 +56,10 @@ class Narrator:
             if self._bar is None or now - self._drawn < _INTERVAL:
                 return
             self._drawn = now
-            self._bar.update(self._bar.task_ids[0], completed=self._done)
+            self._draw()
+
+    def _draw(self) -> None:
+        self._bar.update(self._bar.task_ids[0], completed=self._done)
 
 
 def _summary(plan: Plan) -> str:
@@ -63,9 +67,9 @@ def _summary(plan: Plan) -> str:
         return f"{nbytes / 1e6:,.1f} MB"
 
     return (
-        f"{plan.method.name} of {len(plan.models)} models: {len(plan.tasks)} tensors, reads "
-        f"{megabytes(plan.read_bytes)}, writes {megabytes(plan.write_bytes)} in {len(plan.shards)} files, "
-        f"{plan.memory.workers} threads, at most {megabytes(plan.memory.peak)} of memory"
+        f"{plan.method.name}: models {len(plan.models)}, tensors {len(plan.tasks)}, files {len(plan.shards)}, "
+        f"threads {plan.memory.workers}; reads {megabytes(plan.read_bytes)}, writes {megabytes(plan.write_bytes)}, "
+        f"takes at most {megabytes(plan.memory.peak)} of memory"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mergekit.cli.main import COMMANDS, mergekit
+from mergekit.cli.main import COMMANDS, commands
 from mergekit.cli.merge import merge
 
 WIDTH = 100
@@ -22,10 +22,10 @@ def help_text(command: str) -> str:
         command: `mergekit`, `mergekit NAME` or `mergekit-yaml`.
     """
     words = command.split()
-    shown: click.Command = merge if words[0] == "mergekit-yaml" else mergekit
+    shown: click.Command = merge if words[0] == "mergekit-yaml" else commands
     context = click.Context(shown, info_name=words[0], max_content_width=WIDTH, terminal_width=WIDTH)
     for name in words[1:]:
-        inner = mergekit.get_command(context, name)
+        inner = commands.get_command(context, name)
         assert inner is not None, f"`{name}` is not one of {', '.join(COMMANDS)}"
         context = click.Context(inner, parent=context, info_name=name)
     return context.command.get_help(context)

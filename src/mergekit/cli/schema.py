@@ -14,4 +14,4 @@ def schema() -> None:
     from mergekit.plan import VOCABULARY
     from mergekit.recipe import recipe_schema
 
-    click.echo(json.dumps(recipe_schema(VOCABULARY), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(recipe_schema(VOCABULARY), indent=2))

@@ -33,7 +33,7 @@ def _verify(folder: Path, output: Output) -> None:
     rows = [
         ("checked", ", ".join(found.checked)),
         ("tensors", f"{found.tensors:,} with {found.bytes:,} bytes"),
-        ("verified", str(folder)),
+        ("verified", click.format_filename(folder)),
     ]
     record = {"folder": str(folder), "tensors": found.tensors, "bytes": found.bytes, "checked": found.checked}
     output.finish(rows, record)

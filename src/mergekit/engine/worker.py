@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit.checkpoint import DType, Extent, Files, ShardWriter
+from mergekit.checkpoint import DType, Files, ShardWriter
 from mergekit.engine.compute import Compute
 from mergekit.errors import IncompatibleModelsError
 from mergekit.kernels import RAW, grains
@@ -93,14 +93,14 @@ class Worker:
     def copy(self, task: TensorTask, operand: Operand, span: Span) -> Measure:
         """Copy a span of one operand, bytes as they are; operands that must be identical are compared."""
         measures: list[Measure] = []
-        size = operand.stored.spec.dtype.bits
+        size = operand.view.spec.dtype.bits
         for stripe in self.stripes(span):
             first, last = stripe.start * size // 8, stripe.stop * size // 8
             bytes_read = self._bytes("copy", operand, first, last)
             if task.identical:
                 self._compare(task, bytes_read, first, last)
             self.writer.write(task.out.name, first, bytes_read)
-            measures.extend(self._measured_copy(operand.stored.spec.dtype, bytes_read))
+            measures.extend(self._measured_copy(operand.view.spec.dtype, bytes_read))
             self.advance((last - first) * (len(task.operands) + 1))
         return _joined(measures)
 
@@ -117,9 +117,15 @@ class Worker:
 
     def _bytes(self, use: str, operand: Operand, first: int, last: int) -> Raw:
         room = self._buffer(use, last - first)
-        extent = operand.stored.extent
-        self.files.read(Extent(extent.file, extent.start + first, extent.start + last), room)
+        self._fill(room, operand, first, last)
         return room
+
+    def _fill(self, room: Raw, operand: Operand, first: int, last: int) -> None:
+        """Read bytes of an operand into contiguous memory of exactly that size."""
+        octets = room.view(np.uint8)
+        for extent in operand.view.cut(first, last):
+            self.files.read(extent, octets[: extent.nbytes])
+            octets = octets[extent.nbytes :]
 
     def _compare(self, task: TensorTask, expected: Raw, first: int, last: int) -> None:
         for other in task.operands[1:]:
@@ -142,16 +148,12 @@ class Worker:
         room = self._buffer("rows", len(task.operands) * entries * dtype.itemsize)
         rows = room.view(dtype).reshape(len(task.operands), entries)
         for row, operand in zip(rows, task.operands, strict=True):
-            stored = operand.stored.spec.dtype
-            size = stored.bits // 8
-            extent = operand.stored.extent
-            part = Extent(extent.file, extent.start + stripe.start * size, extent.start + stripe.stop * size)
+            stored = operand.view.spec.dtype
+            first, last = stripe.start * stored.bits // 8, stripe.stop * stored.bits // 8
             if stored.name == task.row_format:
-                self.files.read(part, row)
+                self._fill(row, operand, first, last)
             else:
-                raw = self._buffer("raw", part.nbytes)
-                self.files.read(part, raw)
-                _widen(raw, stored.name, row)
+                _widen(self._bytes("raw", operand, first, last), stored.name, row)
         return rows
 
     def _out(self, task: TensorTask, entries: int) -> Raw:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergekit.checkpoint import Checkpoint, Stored, open_checkpoint
+from mergekit.checkpoint import Checkpoint, open_checkpoint
 from mergekit.errors import CheckpointError, Findings
-from mergekit.layout import Layout, align_names, read_layout
+from mergekit.layout import Layout, Part, align_names, read_layout
+from mergekit.plan.views import View, fuse_experts
 from mergekit.recipe import ModelRef, Recipe
 
 Key = tuple[str, int | None, str]
@@ -23,28 +24,36 @@ class Model:
         ref: as the recipe names it.
         checkpoint: its tensors and config.
         layout: its structure, with tensors named as in the donor.
-        places: its tensors by their place in the structure: the donor's name and its own.
+        views: its tensors by their place in the structure.
+        names: the donor's names for them.
     """
 
     ref: ModelRef
     checkpoint: Checkpoint
     layout: Layout
-    places: Mapping[Key, tuple[str, str]]
+    views: Mapping[Key, View]
+    names: Mapping[Key, str]
 
-    def stored(self, key: Key) -> Stored | None:
-        """The tensor at a place, if the model has one there."""
-        names = self.places.get(key)
-        return self.checkpoint.tensors[names[1]] if names else None
+    def part(self, key: Key) -> Part | None:
+        """What the layout says about the tensor at a place, if the model has one there."""
+        return self.layout.parts.get(self.names.get(key, ""))
 
     def own_name(self, key: Key) -> str:
         """What this model calls the tensor at a place, or would call it."""
-        return self.places[key][1] if key in self.places else key[2]
+        return self.views[key].names[0] if key in self.views else _written(self.layout, key)
 
     @property
-    def head_stand_in(self) -> Key | None:
-        """The place of the embedding, which serves as output head where there is none."""
+    def head_stand_in(self) -> View | None:
+        """The embedding, which serves as output head where there is none."""
         name = self.layout.embedding
-        return _key(self.layout, name) if name else None
+        return self.views.get(_key(self.layout, name)) if name else None
+
+
+def _written(layout: Layout, key: Key) -> str:
+    module = layout.module(key[0])
+    if key[1] is None or module is None or module.stack is None:
+        return key[2]
+    return module.stack.name(key[1], key[2])
 
 
 def _key(layout: Layout, name: str) -> Key:
@@ -52,12 +61,29 @@ def _key(layout: Layout, name: str) -> Key:
     return (part.module, part.layer, part.suffix)
 
 
-def _model(ref: ModelRef, checkpoint: Checkpoint, donor_names: Sequence[str]) -> Model:
+def _model(ref: ModelRef, checkpoint: Checkpoint, donor_names: Sequence[str], fused: bool) -> Model:
     renamed = align_names(checkpoint.tensors, donor_names)
     shapes = {renamed[name]: stored.spec.shape for name, stored in checkpoint.tensors.items()}
     layout = read_layout(shapes, checkpoint.config)
-    places = {_key(layout, renamed[name]): (renamed[name], name) for name in checkpoint.tensors}
-    return Model(ref, checkpoint, layout, places)
+    keys = {_key(layout, renamed[name]): name for name in checkpoint.tensors}
+    views = {key: View.of(checkpoint.tensors[name]) for key, name in keys.items()}
+    names = {key: renamed[name] for key, name in keys.items()}
+    if fused:
+        views = _with_fused_experts(checkpoint, keys)
+        names = {key: names.get(key) or _written(layout, key) for key in views}
+    return Model(ref, checkpoint, layout, views, names)
+
+
+def _with_fused_experts(checkpoint: Checkpoint, keys: Mapping[Key, str]) -> dict[Key, View]:
+    layers: dict[tuple[str, int | None], dict[str, str]] = {}
+    for (module, layer, suffix), name in keys.items():
+        layers.setdefault((module, layer), {})[suffix] = name
+    views: dict[Key, View] = {}
+    for (module, layer), own in layers.items():
+        stored = {suffix: checkpoint.tensors[name] for suffix, name in own.items()}
+        merged = fuse_experts(stored) if layer is not None else {s: View.of(t) for s, t in stored.items()}
+        views |= {(module, layer, suffix): view for suffix, view in merged.items()}
+    return views
 
 
 def _where(recipe: Recipe, ref: ModelRef) -> str:
@@ -90,11 +116,16 @@ def _open(recipe: Recipe, ref: ModelRef, findings: Findings) -> Checkpoint | Non
     return checkpoint
 
 
-def open_models(recipe: Recipe, findings: Findings) -> tuple[Model, ...]:
+def open_models(recipe: Recipe, findings: Findings, fused: bool = False) -> tuple[Model, ...]:
     """Open every model that the recipe names, the donor of config and names first.
 
     Models that cannot be opened are recorded as errors of the recipe, at the place that names them; then the result
     is empty.
+
+    Parameters:
+        recipe: the recipe.
+        findings: where errors and remarks are recorded.
+        fused: whether the matrices of all experts of a layer are seen as one tensor each.
     """
     refs = recipe.references()
     opened = [(ref, _open(recipe, ref, findings)) for ref in refs]
@@ -102,4 +133,4 @@ def open_models(recipe: Recipe, findings: Findings) -> tuple[Model, ...]:
     if len(present) < len(refs):
         return ()
     donor_names = list(present[0][1].tensors)
-    return tuple(_model(ref, checkpoint, donor_names) for ref, checkpoint in present)
+    return tuple(_model(ref, checkpoint, donor_names, fused) for ref, checkpoint in present)

@@ -36,6 +36,7 @@ class PlanOptions:
         shard_bytes: most bytes of tensors in one output file; 0 for a single file.
         copy_tokenizer: take over the donor's tokenizer files.
         crop_vocabulary: cut vocabulary tensors to the rows that all models have.
+        fuse_experts: merge and write the matrices of all experts of a layer as one tensor each.
         strict: treat warnings as errors.
         seed: of random methods.
         workers: threads, by default one per core.
@@ -45,6 +46,7 @@ class PlanOptions:
     shard_bytes: int = 5_000_000_000
     copy_tokenizer: bool = True
     crop_vocabulary: bool = False
+    fuse_experts: bool = False
     strict: bool = False
     seed: int = 0
     workers: int | None = None
@@ -69,7 +71,7 @@ def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | Non
     options = options or PlanOptions()
     recipe, findings = read_recipe(text, file=file, vocabulary=VOCABULARY)
     method = _method(recipe, findings) if recipe else None
-    models = open_models(recipe, findings) if recipe else ()
+    models = open_models(recipe, findings, options.fuse_experts) if recipe else ()
     if recipe and method:
         check_parameters(recipe, method, findings)
     if recipe is None or method is None or not models:
@@ -230,5 +232,5 @@ def _donor_rows(donor: Model, name: str | None) -> int | None:
     if name is None:
         return None
     part = donor.layout.parts[name]
-    stored = donor.stored((part.module, part.layer, part.suffix))
-    return stored.spec.shape[0] if stored else None
+    view = donor.views.get((part.module, part.layer, part.suffix))
+    return view.spec.shape[0] if view else None

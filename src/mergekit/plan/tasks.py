@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergekit.checkpoint import Shard, Stored, TensorSpec
+from mergekit.checkpoint import Shard, TensorSpec
 from mergekit.errors import Findings
 from mergekit.kernels import RAW
 from mergekit.methods import Method
 from mergekit.plan.memory import Memory
 from mergekit.plan.models import Model
+from mergekit.plan.views import View
 from mergekit.recipe import Recipe
 
 
@@ -21,11 +22,11 @@ class Operand:
 
     Parameters:
         model: index in `Plan.models`.
-        stored: what is read and where it is.
+        view: what is read and where it is.
     """
 
     model: int
-    stored: Stored
+    view: View
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +56,17 @@ class TensorTask:
         if index is None:
             return None
         operand = self.operands[index + self.based]
-        return operand if operand.stored.spec.dtype == self.out.dtype else None
+        return operand if operand.view.spec.dtype == self.out.dtype else None
 
     @property
     def read_bytes(self) -> int:
         """Bytes of all operands."""
-        return sum(operand.stored.extent.nbytes for operand in self.operands)
+        return sum(operand.view.nbytes for operand in self.operands)
 
     @property
     def row_format(self) -> str:
         """The format in which all operands are held: their own if they share one that kernels read, else F32."""
-        names = {operand.stored.spec.dtype.name for operand in self.operands}
+        names = {operand.view.spec.dtype.name for operand in self.operands}
         return names.pop() if len(names) == 1 and names <= RAW.keys() else "F32"
 
 

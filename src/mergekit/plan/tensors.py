@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mergekit.checkpoint import DTYPES, DType, Extent, Stored, TensorSpec, dtype_titled
+from mergekit.checkpoint import DTYPES, DType, TensorSpec, dtype_titled
 from mergekit.errors import Findings, IncompatibleModelsError, MissingTensorError, UnsupportedError
 from mergekit.layout import derived_buffer
 from mergekit.methods import Method
@@ -14,6 +14,7 @@ from mergekit.plan.models import Key, Model
 from mergekit.plan.parameters import MissingParameterError, values_for
 from mergekit.plan.segments import Input, ModuleSegments, Segment
 from mergekit.plan.tasks import Leftover, Operand, TensorTask
+from mergekit.plan.views import View
 from mergekit.recipe import Recipe
 
 MERGEABLE = frozenset({"F64", "F32", "F16", "BF16"})
@@ -47,7 +48,7 @@ def slots(modules: Sequence[ModuleSegments], models: Sequence[Model]) -> Iterato
 
 
 def _places(module: ModuleSegments, models: Sequence[Model], entry: Input, layer: int | None) -> Iterator[Key]:
-    for key in models[entry.model].places:
+    for key in models[entry.model].views:
         if key[0] == module.module.name and key[1] == layer:
             yield key
 
@@ -59,9 +60,9 @@ def _outside(
     for entry in segment.inputs:
         model = models[entry.model]
         for key in _places(module, models, entry, None):
-            name = model.places[key][0]
-            if model.layout.parts[name].side == side and key not in seen:
-                seen[key] = model.layout.renumbered(name, counts)
+            part = model.part(key)
+            if part and part.side == side and key not in seen:
+                seen[key] = model.layout.renumbered(model.names[key], counts)
     for key, name in seen.items():
         yield Slot(name, segment, (key,) * len(segment.inputs), 0.0)
 
@@ -86,7 +87,7 @@ def _layers(module: ModuleSegments, models: Sequence[Model]) -> Iterator[Slot]:
 
 def _suffixes_by_layer(module: ModuleSegments, model: Model) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
-    for name, layer, suffix in model.places:
+    for name, layer, suffix in model.views:
         if name == module.module.name and layer is not None:
             found.setdefault(layer, []).append(suffix)
     return found
@@ -152,31 +153,25 @@ class Assembler:
         raise incompatible(self.models, reports, kind)
 
     def _task(self, slot: Slot) -> TensorTask | None:
-        found = [self._stored(slot, entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
-        if all(stored is None for stored in found):
-            return None
-        if any(stored is None for stored in found):
+        found = [self._view(slot, entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
+        views = [self._cropped(slot, view) for view in found if view is not None]
+        if len(views) < len(found):
             self._note_missing(slot, found)
             return None
-        stored = [self._cropped(slot, entry) for entry in found if entry is not None]
-        if len({entry.spec.shape for entry in stored}) > 1:
-            self._note_unequal(slot, stored)
+        if len({view.spec.shape for view in views}) > 1:
+            self._note_unequal(slot, views)
             return None
-        inputs = [(entry, key, tensor) for entry, key, tensor in zip(slot.segment.inputs, slot.keys, stored, strict=True)]
         base = slot.segment.base
+        inputs = list(zip(slot.segment.inputs, slot.keys, views, strict=True))
         inputs.sort(key=lambda part: part[0] is not base)  # stable: the base first, the others as they are
-        for entry, _, tensor in inputs:
-            self.used.add((entry.model, tensor.spec.name))
-        return self._merge_task(slot, inputs) if base or self.method.needs.base != "required" else None
+        self.used.update((entry.model, name) for entry, _, view in inputs for name in view.names)
+        method = self._method(slot, [(entry, key) for entry, key, _ in inputs if entry is not base])
+        operands = tuple(Operand(entry.model, view) for entry, _, view in inputs)
+        return self._merged(slot, method, operands, base is not None) if method else None
 
-    def _merge_task(self, slot: Slot, inputs: Sequence[tuple[Input, Key, Stored]]) -> TensorTask | None:
-        operands = tuple(Operand(entry.model, tensor) for entry, _, tensor in inputs)
-        based = slot.segment.base is not None
-        method = self._method(slot, [(entry, key) for entry, key, _ in inputs if entry is not slot.segment.base])
-        if method is None:
-            return None
-        dtypes = [operand.stored.spec.dtype for operand in operands]
-        shape = operands[0].stored.spec.shape
+    def _merged(self, slot: Slot, method: Method, operands: tuple[Operand, ...], based: bool) -> TensorTask:
+        dtypes = [operand.view.spec.dtype for operand in operands]
+        shape = operands[0].view.spec.shape
         if all(dtype.name in MERGEABLE for dtype in dtypes):
             title = self.recipe.out_dtype or self.recipe.dtype
             dtype = dtype_titled(title) if title else promoted(dtypes)
@@ -211,51 +206,45 @@ class Assembler:
             self.findings.error(mistake, self.recipe.place(slot.segment.path), hint=f"first seen at `{slot.name}`")
         return method
 
-    def _stored(self, slot: Slot, entry: Input, key: Key) -> Stored | None:
+    def _view(self, slot: Slot, entry: Input, key: Key) -> View | None:
         model = self.models[entry.model]
-        if stored := model.stored(key):
-            return stored
-        stand_in = model.head_stand_in
-        if stand_in and self._is_head(slot, key):
-            return model.stored(stand_in)
-        return None
+        if key in model.views:
+            return model.views[key]
+        return model.head_stand_in if self._holders(slot, "head") else None
 
-    def _is_head(self, slot: Slot, key: Key) -> bool:
-        for entry in slot.segment.inputs:
-            model = self.models[entry.model]
-            if key in model.places:
-                return model.layout.parts[model.places[key][0]].role == "head"
-        return False
+    def _holders(self, slot: Slot, role: str) -> list[Model]:
+        """The models that have this tensor, if it has this role in them."""
+        models = [self.models[entry.model] for entry in slot.segment.inputs]
+        parts = zip(models, slot.keys, strict=True)
+        return [model for model, key in parts if (part := model.part(key)) and part.role == role]
 
-    def _cropped(self, slot: Slot, stored: Stored) -> Stored:
+    def _cropped(self, slot: Slot, view: View) -> View:
         """The rows that all inputs have, of a tensor with a row per token, if cropping is asked for."""
-        if not self.crop_vocabulary or not stored.spec.shape:
-            return stored
-        key = slot.keys[0]
-        holders = [self.models[entry.model] for entry in slot.segment.inputs if key in self.models[entry.model].places]
-        if all(model.layout.parts[model.places[key][0]].vocab_axis != 0 for model in holders):
-            return stored
-        least = min(tensor.spec.shape[0] for model in holders if (tensor := model.stored(key)))
-        if stored.spec.shape[0] == least:
-            return stored
+        if not self.crop_vocabulary:
+            return view
+        models = [self.models[entry.model] for entry in slot.segment.inputs]
+        parts = [model.part(key) for model, key in zip(models, slot.keys, strict=True)]
+        if all(part is None or part.vocab_axis != 0 for part in parts):
+            return view
+        others = [self._view(slot, entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
+        least = min(other.spec.shape[0] for other in others if other is not None)
+        if view.spec.shape[0] == least:
+            return view
         self.findings.warn(f"vocabulary of `{slot.name}` cut to {least} rows; token ids are not compared")
-        spec = TensorSpec(stored.spec.name, stored.spec.dtype, (least, *stored.spec.shape[1:]))
-        extent = stored.extent
-        return Stored(spec, Extent(extent.file, extent.start, extent.start + spec.nbytes))
+        return view.rows(least)
 
-    def _note_missing(self, slot: Slot, found: Sequence[Stored | None]) -> None:
-        shape = next(stored.spec.shape for stored in found if stored is not None)
+    def _note_missing(self, slot: Slot, found: Sequence[View | None]) -> None:
+        shape = next(view.spec.shape for view in found if view is not None)
         reason = derived_buffer(slot.name, shape)
-        for entry, key, stored in zip(slot.segment.inputs, slot.keys, found, strict=True):
-            if reason and stored is not None:
-                names = self.dropped.setdefault((entry.model, reason), [])
-                names.append(stored.spec.name)
-            elif not reason and stored is None:
+        for entry, key, view in zip(slot.segment.inputs, slot.keys, found, strict=True):
+            if reason and view is not None:
+                self.dropped.setdefault((entry.model, reason), []).extend(view.names)
+            elif not reason and view is None:
                 self.missing.setdefault(entry.model, []).append(self.models[entry.model].own_name(key))
 
-    def _note_unequal(self, slot: Slot, stored: Sequence[Stored]) -> None:
+    def _note_unequal(self, slot: Slot, views: Sequence[View]) -> None:
         shapes = [
-            f"{list(tensor.spec.shape)} in {self.models[entry.model].ref}"
-            for entry, tensor in zip(slot.segment.inputs, stored, strict=True)
+            f"{list(view.spec.shape)} in {self.models[entry.model].ref}"
+            for entry, view in zip(slot.segment.inputs, views, strict=True)
         ]
         self.unequal.append(f"`{slot.name}` is " + " and ".join(shapes))

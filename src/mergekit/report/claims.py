@@ -63,9 +63,9 @@ def read_claims(report: Any) -> Claims:
     Raises:
         ValueError: it is not a report of the format that this version writes.
     """
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        raise ValueError(f"it does not say `format: {FORMAT}`")
     try:
-        if report["format"] != FORMAT:
-            raise ValueError(f"it has format {report['format']}")
         return Claims(
             machine=str(report["machine"]),
             tensors={str(entry["name"]): _tensor(entry) for entry in report["tensors"]},
@@ -75,10 +75,8 @@ def read_claims(report: Any) -> Claims:
             },
             base_only=_base_only(report["tensors"], report["settings"]),
         )
-    except KeyError as error:
-        raise ValueError(f"it has no {error}") from error
-    except (TypeError, IndexError, ArithmeticError) as error:
-        raise ValueError(f"it has another structure ({error})") from error
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"it has another structure ({type(error).__name__}: {error})") from error
 
 
 def _tensor(entry: Mapping[str, Any]) -> TensorClaim:

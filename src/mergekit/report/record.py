@@ -168,7 +168,7 @@ def _tensor(task: TensorTask, outcome: Measured, settings: int) -> dict[str, obj
         "name": task.out.name,
         "dtype": task.out.dtype.name,
         "shape": task.out.shape,
-        "sources": [{"model": operand.model, "tensor": operand.stored.spec.name} for operand in task.operands],
+        "sources": [{"model": operand.model, "tensor": operand.view.spec.name} for operand in task.operands],
         "settings": settings,
         "norm": outcome.norm if measured else None,
         "relative_distance": outcome.distance / outcome.reference if measured and outcome.reference else None,

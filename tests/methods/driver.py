@@ -1,0 +1,126 @@
+"""Methods at work on one tensor in memory, the way the engine does it: sweeps over stripes, then stripe by stripe."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from kernel_formats import RAW, decode, encode
+
+from mergekit.kernels import GRAIN, arrays, fused
+from mergekit.methods import Block, Method
+
+PATHS = ("fused", "default", "numpy", "torch")
+"""The method's own kernel; `Method.fuse` of the base class; `merge` on NumPy arrays; `merge` on torch tensors."""
+
+TWINS = ("numpy", "torch")
+
+
+def torch_or_skip():
+    import pytest
+
+    return pytest.importorskip("torch")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Operands of one tensor, raw and flat, and how they are worked on.
+
+    Parameters:
+        rows: raw entries, shape (k, n), the base first if `based`.
+        path: one of `PATHS`.
+        stripe: grains at a time; None for the whole tensor.
+        workers: into how many spans sweeps are divided.
+        sampling: how many runs of how many entries a reduction sees as a sample.
+    """
+
+    rows: np.ndarray
+    based: bool
+    path: str = "fused"
+    stripe: int | None = None
+    workers: int = 1
+    sampling: tuple[int, int] = (8, 256)
+
+    @property
+    def entries(self):
+        return self.rows.shape[1]
+
+    def block(self, rows, start):
+        rows = np.ascontiguousarray(rows)
+        if self.path in ("fused", "default"):
+            return Block(rows, self.based, start, fused)
+        wide = decode(rows)
+        return Block(torch_or_skip().from_numpy(wide) if self.path == "torch" else wide, self.based, start, arrays)
+
+    def spans(self):
+        """The tensor cut into stripes, one list for each worker."""
+        step = GRAIN * (self.stripe or max(1, self.entries))
+        cuts = [(start, min(start + step, self.entries)) for start in range(0, self.entries, step)]
+        share = -(-len(cuts) // self.workers)
+        return [cuts[share * worker : share * (worker + 1)] for worker in range(self.workers)]
+
+    def sample(self):
+        chunks, length = self.sampling
+        if self.entries <= chunks * length:
+            return self.block(self.rows, 0)
+        starts = [index * (self.entries - length) // (chunks - 1) for index in range(chunks)]
+        return self.block(np.concatenate([self.rows[:, start : start + length] for start in starts], axis=1), 0)
+
+
+def search(reduction, stage, stats):
+    """Do a reduction: its result, and after how many sweeps it was done."""
+    found = reduction.begin(stage.entries, stage.sample, stats)
+    sweeps = 0
+    while not found.done:
+        scratches = []
+        for spans in stage.spans():
+            scratch = found.scratch()
+            for start, stop in spans:
+                if found.wants(start, stop):
+                    found.visit(stage.block(stage.rows[:, start:stop], start), scratch)
+            scratches.append(scratch)
+        found.close(scratches)
+        sweeps += 1
+        assert sweeps < 20, "the search does not end"
+    return found.result(), sweeps
+
+
+def merge_stripe(method, block, stats, path, out_format):
+    out = np.empty(block.rows.shape[1], RAW[out_format])
+    if path == "fused":
+        method.fuse(block, stats, out)
+    elif path == "default":
+        Method.fuse(method, block, stats, out)
+    else:
+        merged = arrays.host(method.merge(block, stats))
+        assert merged.dtype == np.float32, "`merge` must stay in float32"
+        assert merged.shape == out.shape
+        out = encode(merged, out_format)
+    return out
+
+
+def run_method(method, base, models, raw_format, stripe=None, path="fused", *, out_format=None, workers=1):
+    """Merge raw tensors of any shape.
+
+    Parameters:
+        base: raw array or None.
+        models: raw arrays of the same shape.
+        raw_format: format of the inputs.
+        stripe: grains at a time; None for the whole tensor.
+        path: one of `PATHS`.
+        out_format: format of the result, by default that of the inputs.
+        workers: into how many spans sweeps are divided.
+
+    Returns:
+        The merged tensor, raw, of the same shape.
+    """
+    operands = ([] if base is None else [base]) + list(models)
+    assert all(operand.dtype == RAW[raw_format] for operand in operands)
+    rows = np.stack([np.asarray(operand).reshape(-1) for operand in operands])
+    stage = Stage(rows, base is not None, path, stripe, workers)
+    stats = {}
+    for reduction in method.reductions():
+        stats[reduction.name], _ = search(reduction, stage, stats)
+    parts = [np.empty(0, RAW[out_format or raw_format])]
+    for start, stop in (span for spans in stage.spans() for span in spans):
+        block = stage.block(rows[:, start:stop], start)
+        parts.append(merge_stripe(method, block, stats, path, out_format or raw_format))
+    return np.concatenate(parts).reshape(operands[0].shape)
