@@ -74,6 +74,12 @@ class Problem:
         return "\n".join(lines)
 
 
+def _line(problem: Problem) -> float:
+    """The line of a problem's place; problems without one come last."""
+    line = problem.place.line if isinstance(problem.place, Place) else None
+    return float("inf") if line is None else line
+
+
 @dataclass(slots=True)
 class Findings:
     """Collects errors, warnings and notices, so that all of them can be reported at once.
@@ -115,10 +121,10 @@ class Findings:
             self.notice(text)
 
     def raise_errors(self, strict: bool = False) -> None:
-        """Raise :class:`RecipeError` with all errors, and with all warnings too if `strict`."""
+        """Raise :class:`RecipeError` with all errors, and with all warnings too if `strict`, in the recipe's order."""
         problems = self.errors + (self.warnings if strict else [])
         if problems:
-            raise RecipeError(problems)
+            raise RecipeError(sorted(problems, key=_line))
 
 
 class MergekitError(Exception):

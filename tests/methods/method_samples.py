@@ -50,31 +50,38 @@ def number(declared, random):
 
 
 def value(declared, random):
-    """A valid value of a parameter, for one model."""
+    """A valid value of a parameter that is not a flag, for one model."""
     if declared.kind == "float":
         return number(declared, random)
-    if declared.kind == "bool":
-        return bool(random.integers(2))
     if declared.kind == "int" and (declared.low is not None or declared.high is not None):
         low = int(declared.low if declared.low is not None else declared.high - 10)
         return int(random.integers(low, int(low + 10 if declared.high is None else declared.high) + 1))
     return declared.default
 
 
-def setting(declared, models, random, defaults):
+def setting(declared, models, random):
     """A valid value of a parameter, one for each model if it has one for each."""
-    default = defaults and not declared.required
-    count = models if declared.per_model else 1
-    drawn = tuple(declared.default if default else value(declared, random) for _ in range(count))
+    drawn = tuple(value(declared, random) for _ in range(models if declared.per_model else 1))
     return drawn if declared.per_model else drawn[0]
 
 
+def default(declared, models):
+    return (declared.default,) * models if declared.per_model else declared.default
+
+
 def sample(name, seed):
-    """A method with random valid parameters; with the seed 0, the defaults wherever there are some."""
+    """A method with random valid parameters; with the seed 0, the defaults wherever there are some.
+
+    The flags are the digits of the seed, so that a few seeds in a row go through all their combinations.
+    """
     cls, random = METHODS[name], np.random.default_rng(seed)
     models = int(random.integers(cls.needs.least, min(cls.needs.most or MOST, max(MOST, cls.needs.least)) + 1))
-    for _ in range(100):
-        drawn = {each.field: setting(each, models, random, seed == 0) for each in cls.parameters()}
+    flags = [each.field for each in cls.parameters() if each.kind == "bool" and not each.per_model]
+    for attempt in range(100):
+        drawn = {each.field: setting(each, models, random) for each in cls.parameters()}
+        drawn |= {field: bool((seed + attempt) >> place & 1) for place, field in enumerate(flags)}
+        if seed == 0:
+            drawn |= {each.field: default(each, models) for each in cls.parameters() if not each.required}
         found = Sample(cls(**drawn), models)
         if not any(found.method.mistakes()):
             return found
@@ -102,5 +109,7 @@ def tensors(seed, found, shape, name):
 
 def wide(base, models):
     """Raw tensors in float64."""
-    widened = [None if each is None else decode(each).reshape(each.shape).astype(np.float64) for each in (base, *models)]
+    widened = [
+        None if each is None else decode(each).reshape(each.shape).astype(np.float64) for each in (base, *models)
+    ]
     return widened[0], widened[1:]

@@ -128,7 +128,16 @@ def periodic(size, chunks, length, inside, outside):
     return row
 
 
-MISLEADING = [(1, 1000), (1000, 1), (0, 1), (1, 0), (1.0, 1 + 2.0**-23), (1 + 2.0**-23, 1.0), (1e-40, 1e38), (1e38, 1e-40)]
+MISLEADING = [
+    (1, 1000),
+    (1000, 1),
+    (0, 1),
+    (1, 0),
+    (1.0, 1 + 2.0**-23),
+    (1 + 2.0**-23, 1.0),
+    (1e-40, 1e38),
+    (1e38, 1e-40),
+]
 
 
 @pytest.mark.parametrize("noise", [0, 1e-3])
