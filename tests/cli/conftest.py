@@ -139,5 +139,5 @@ def start():
 
     yield run
     for process in started:
-        process.kill()
-        process.communicate()
+        with process:
+            process.kill()

@@ -100,6 +100,7 @@ def test_interruption(start, bench):
     process.stdin.write("#" * (1 << 20))  # more than a pipe holds: afterwards it waits for the rest of the recipe
     process.stdin.flush()
     process.send_signal(signal.SIGINT)
+    process.stdin.close()  # Python looks at signals when the system call returns
     assert process.wait(timeout=60) == 130
     assert process.stderr.read() == "interrupted\n"
     assert not bench.out.exists()

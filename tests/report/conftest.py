@@ -45,6 +45,13 @@ def save(tensors: dict[str, np.ndarray], file: Path, dtype: str) -> None:
         )
 
 
+def tower(seed: int) -> dict[str, np.ndarray]:
+    """A vision tower whose layers config.json does not count."""
+    random = np.random.default_rng(seed)
+    names = [f"vision_tower.layers.{layer}.{part}.weight" for layer in range(2) for part in ("fc1", "fc2")]
+    return {name: random.standard_normal((8, 8)).astype(np.float32) for name in names}
+
+
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
     """Write a small Llama: fine-tunes of one model, each a little off it in its own way."""
@@ -58,6 +65,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         tied: bool = False,
         head: bool = True,
         card: str | None = None,
+        vision: bool = False,
         extra: dict[str, np.ndarray] | None = None,
     ) -> Path:
         common, own = np.random.default_rng(0), np.random.default_rng(seed)
@@ -68,7 +76,8 @@ def make_model(tmp_path: Path) -> MakeModel:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        save(tensors | (extra or {}), folder / "model.safetensors", dtype)
+        tensors |= (tower(seed) if vision else {}) | (extra or {})
+        save(tensors, folder / "model.safetensors", dtype)
         config = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",

@@ -110,6 +110,15 @@ def test_sources_of_a_stack_keep_their_own_numbers(recipe_of, merge):
     assert report["settings"] == [{"method": "passthrough", "based": False, "parameters": {"scale": [1.0]}}]
 
 
+def test_a_module_taken_over_whole_is_not_merged(make_model, merge):
+    base, model = (make_model(name, seed, vision=True) for seed, name in enumerate(("base", "model")))
+    modules = {"text_decoder": {"models": [{"model": str(model)}]}}
+    out = merge({"merge_method": "task_arithmetic", "base_model": str(base), "modules": modules})
+    assert [parent["role"] for parent in written(out)["parents"]] == [["base", "donor"], ["merged"]]
+    assert [setting["method"] for setting in written(out)["settings"]] == ["task_arithmetic", "passthrough"]
+    assert (out / "README.md").read_text().count("\n* ") == 1
+
+
 def test_integers_have_no_norm(make_model, merge):
     extra = {"model.position_ids": np.arange(5)}
     models = [make_model(name, seed, extra=extra) for seed, name in enumerate("ab")]

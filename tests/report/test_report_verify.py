@@ -93,6 +93,16 @@ def test_a_changed_weight_is_found(recipe_of, merge, dtype):
         stored.extent.file.write_bytes(good)
 
 
+def test_every_stripe_of_a_large_tensor_is_read(make_model, merge):
+    large = np.random.default_rng(0).standard_normal((1100, 1000)).astype(np.float32)
+    models = [make_model(f"m{seed}", seed, "BF16", extra={"model.large.weight": large * seed}) for seed in (1, 2)]
+    out = merge({"merge_method": "linear", "models": [{"model": str(model)} for model in models]})
+    assert whats(verify_folder(out)) == []
+    overwrite(open_checkpoint(out).tensors["model.large.weight"], 1_099_999)
+    (what,) = whats(verify_folder(out))
+    assert what.startswith("the values of `model.large.weight` have changed")
+
+
 def test_one_ulp_is_found(recipe_of, merge):
     out = merge(recipe_of("linear", "BF16"))
     stored = open_checkpoint(out).tensors[WEIGHT]
@@ -225,10 +235,21 @@ def test_a_wrong_layer_count_is_found(recipe_of, merge):
     assert whats(verify_folder(out)) == ["`num_hidden_layers` says 0 layers, `model.layers` has 3"]
 
 
+def test_layers_that_config_does_not_count_are_fine(make_model):
+    model = make_model("m", 1, vision=True)
+    assert whats(verify_folder(model)) == []
+    change(model / "config.json", lambda config: config.update(vision_config={"depth": 3}))
+    assert whats(verify_folder(model)) == ["`vision_config.depth` says 3 layers, `vision_tower.layers` has 2"]
+    change(model / "config.json", lambda config: config.update(vision_config={"depth": 2}, num_hidden_layers=4))
+    assert whats(verify_folder(model)) == ["`num_hidden_layers` says 4 layers, `model.layers` has 3"]
+
+
 def test_another_count_that_means_something_else_is_fine(recipe_of, merge):
     out = merge(recipe_of("linear"))
     change(out / "config.json", lambda config: config.update(max_window_layers=28, vision_config={"depth": 7}))
     assert whats(verify_folder(out)) == []
+    change(out / "config.json", lambda config: config.update(num_hidden_layers=4))
+    assert whats(verify_folder(out)) == ["`num_hidden_layers` says 4 layers, `model.layers` has 3"]
 
 
 def test_a_broken_config_is_found(recipe_of, merge):

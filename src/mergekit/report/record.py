@@ -171,7 +171,7 @@ def _tensor(task: TensorTask, outcome: Measured, settings: int) -> dict[str, obj
         "sources": [{"model": operand.model, "tensor": operand.view.spec.name} for operand in task.operands],
         "settings": settings,
         "norm": outcome.norm if measured else None,
-        "relative_distance": outcome.distance / outcome.reference if measured and outcome.reference else None,
+        "relative_distance": outcome.distance / outcome.reference if outcome.reference else None,
         "non_finite": outcome.broken,
     }
 

@@ -1,0 +1,48 @@
+"""Tiny models of many families, made once for all tests; the references are those of the methods' tests."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "methods")]
+
+from tiny_families import FAMILIES, make_family  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_transformers():
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A folder with the models base, a, b and c."""
+
+    name: str
+    root: Path
+
+    def __truediv__(self, model):
+        return self.root / model
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory, quiet_transformers):
+    """Make a family, once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = Family(name, make_family(name, tmp_path_factory.mktemp(name)))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, families):
+    """Every family in turn."""
+    return families(request.param)
