@@ -21,6 +21,9 @@ from mergekit.report import merge_report, model_card
 PARTIAL = ".partial"
 """Suffix of the folder that a merge writes to before it has everything."""
 
+_REPLACED = ".replaced"
+"""Suffix of the folder that an output takes the place of, until it is gone."""
+
 
 class Progress(Protocol):
     """What a merge tells while it runs; `advance` is called from any thread."""
@@ -144,9 +147,17 @@ def _refuse_occupied(out: Path, overwrite: bool) -> None:
 
 
 def _refuse_input(out: Path, plan: Plan) -> None:
+    """No folder that is replaced or swept away may hold an input."""
+    final = out.resolve()
+    swept = (final, final.with_name(final.name + PARTIAL), final.with_name(final.name + _REPLACED))
     for model in plan.models:
-        if out.resolve() == model.checkpoint.root.resolve():
-            raise OutputError("the output folder is one of the models to be merged", place=str(out))
+        root = model.checkpoint.root.resolve()
+        if any(root.is_relative_to(folder) for folder in swept):
+            raise OutputError(
+                f"the output would replace one of the models to be merged, {model.ref}",
+                place=str(out),
+                hint="another folder",
+            )
 
 
 @contextmanager
@@ -170,7 +181,7 @@ def _publish(partial: Path, out: Path) -> None:
     with _reported(final, 0):
         _sync(partial)
         if final.exists():
-            replaced = final.with_name(final.name + ".replaced")
+            replaced = final.with_name(final.name + _REPLACED)
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
             partial.rename(final)

@@ -143,6 +143,7 @@ def test_bugs_as_json(bench, monkeypatch):
 
 
 def test_the_first_merge_says_that_it_compiles(bench, monkeypatch, tmp_path):
-    monkeypatch.setattr(mergekit.kernels.compiled, "CACHE_FOLDER", tmp_path / "empty")
+    monkeypatch.setattr(mergekit.kernels.compiled, "cache_folder", lambda: tmp_path / "empty")
+    (tmp_path / "empty").mkdir()
     assert bench.run().stderr == "note: compiling kernels for this machine, once\n"
     assert bench.run("--quiet", "--overwrite").stderr == ""

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_formats import FORMATS, RAW, assert_rounded_sum, decode, encode, weights_like
 
-from mergekit.kernels.combine import TILE, combine, combine_deltas
+from mergekit.kernels.combine import TILE
+from mergekit.kernels.fused import combine, combine_deltas, widen
 
 SIZES = (0, 1, TILE - 1, TILE, TILE + 1, 3 * TILE + 7)
 
@@ -102,3 +103,8 @@ def test_arrays_that_cannot_be_written_are_read():
     out = np.empty(100, np.uint16)
     combine(rows, np.array([1, 0], np.float32), out)
     np.testing.assert_array_equal(out, rows[0])
+
+
+def test_arrays_with_gaps_are_refused():
+    with pytest.raises(ValueError, match="contiguous"):
+        widen(np.zeros(10, np.uint16)[::2], np.empty(5, np.float32))

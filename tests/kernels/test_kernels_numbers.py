@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from kernel_formats import FORMATS, RAW, decode, encode, rounded
 
 from mergekit.kernels import RAW as NAMES
-from mergekit.kernels.combine import narrow, widen
+from mergekit.kernels.fused import narrow, widen
 
 ALL = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
 HALVES = ("BF16", "F16")

@@ -6,8 +6,8 @@ from kernel_formats import FORMATS, RAW, decode, encode, weights_like
 
 from mergekit.kernels import BINS, GRAIN, grains
 from mergekit.kernels.arrays import fresh_bins
-from mergekit.kernels.elect import TILE, elect_sum, masses
-from mergekit.kernels.select import count_values, magnitude_bits, sweep
+from mergekit.kernels.elect import TILE
+from mergekit.kernels.fused import count_values, elect_sum, magnitude_bits, masses, sweep
 
 TOP = 0x7FFFFFFF
 SIZES = (0, 1, 31, 33, 2047, 2048, 2049, GRAIN + 1, 3 * GRAIN + 5)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from kernel_formats import FORMATS, decode, encode, weights_like
 
 from mergekit.kernels import GRAIN, grains
-from mergekit.kernels.sums import gram, gram_deltas, measure
+from mergekit.kernels.fused import gram, gram_deltas, measure
 
 SIZES = (0, 1, 2047, 2048, 2049, GRAIN - 1, GRAIN, GRAIN + 1, 3 * GRAIN + 5)
 

@@ -12,10 +12,13 @@ from tiny_families import FAMILIES, make_family  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quiet_transformers():
+def modest_transformers():
+    """No progress bars, and one thread: on a busy machine tiny products wait for each other."""
+    import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Family:
 
 
 @pytest.fixture(scope="session")
-def families(tmp_path_factory, quiet_transformers):
+def families(tmp_path_factory, modest_transformers):
     """Make a family, once."""
     made = {}
 

@@ -55,7 +55,9 @@ def test_linear_is_the_weighted_average(family, tmp_path):
 def test_task_arithmetic_adds_task_vectors(family, tmp_path):
     models, weights = [family / who for who in "abc"], [0.3, 0.5, -0.2]
     entries = [(model, {"weight": weight}) for model, weight in zip(models, weights, strict=True)]
-    merge(recipe("task_arithmetic", entries, base_model=str(family / "base"), parameters={"lambda": 0.9}), tmp_path / "o")
+    merge(
+        recipe("task_arithmetic", entries, base_model=str(family / "base"), parameters={"lambda": 0.9}), tmp_path / "o"
+    )
     parameters = {"weight": weights, "lambda": 0.9, "normalize": False}
     assert_merged(tmp_path / "o", "task_arithmetic", family / "base", models, parameters)
     load_cleanly(tmp_path / "o")
@@ -108,7 +110,9 @@ def test_a_stack_of_slices_has_the_layers_of_its_sources(family, tmp_path):
         assert octets(out[name]) == octets(expected), name
     # All other tensors of a and b are reported as left over.
     left = {(entry.model, name) for entry in watch.plan.leftovers for name in entry.tensors}
-    used = {(operand.model, name) for task in watch.plan.tasks for operand in task.operands for name in operand.view.names}
+    used = {
+        (operand.model, name) for task in watch.plan.tasks for operand in task.operands for name in operand.view.names
+    }
     assert left | used == {(index, name) for index, model in enumerate((a, b)) for name in model}
     assert not left & used
     model = load_cleanly(tmp_path / "out")

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS, TEXTS = EXAMPLES / "models", EXAMPLES / "text"
 EXPERTS = ("de", "es", "fr", "py")
 BASE = MODELS / "base"
-WINDOW, WINDOWS = 192, 48
+WINDOW, WINDOWS = 192, 16
 TOLERANCE = 0.01  # bits per byte
 
 

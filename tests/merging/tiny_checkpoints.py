@@ -140,7 +140,9 @@ def entry(model, **more):
 
 def piece(*sources, **settings):
     """A slice of (folder, first, last) or (folder, first, last, parameters)."""
-    entries = [entry((source[0], source[3] if source[3:] else None), layer_range=list(source[1:3])) for source in sources]
+    entries = [
+        entry((source[0], source[3] if source[3:] else None), layer_range=list(source[1:3])) for source in sources
+    ]
     return {"sources": entries, **settings}
 
 

@@ -77,6 +77,12 @@ def test_slerp_of_two_zero_vectors_is_zero(path):
     np.testing.assert_array_equal(merged(Slerp(t=0.3), zeros, zeros, path=path), zeros)
 
 
+@pytest.mark.parametrize(("norm", "coefficient"), [(1e-8, math.sqrt(0.5)), (2e-8, 0.5)])
+def test_slerp_sees_no_direction_in_vectors_of_next_to_no_length(norm, coefficient):
+    dots = np.full((2, 2), norm**2)
+    assert Slerp(t=0.5).coefficients({"dots": dots}) == pytest.approx((coefficient, coefficient))
+
+
 @every_path
 @pytest.mark.parametrize("factor", [2.0, 0.5, -1.0, -3.0])
 @pytest.mark.parametrize("t", [-1.0, 0.25, 0.5, 2.0])
@@ -257,6 +263,19 @@ def test_models_equal_to_the_base_have_no_vote(path):
     base, one = random_row(0), random_row(1)
     found = ties_of(base, one, base=base, path=path)
     np.testing.assert_allclose(found, one, atol=1e-7)
+
+
+@every_path
+@pytest.mark.parametrize("count", [7, 8, 9, 10, 13])
+def test_many_models(count, path):
+    random = np.random.default_rng(count)
+    base, *models = (np.rint(random_row(seed) * 2**20).astype(np.float32) / 2**20 for seed in range(count + 1))
+    weight, density = tuple(random.uniform(-0.5, 1, count).tolist()), tuple(random.uniform(0.1, 1, count).tolist())
+    found = ties_of(*models, base=base, weight=weight, density=density, normalize=False, path=path)
+    parameters = {"weight": weight, "density": density, "normalize": False, "rescale": False, "lambda": 1.0}
+    wide = [model.astype(np.float64) for model in models]
+    expected = PAPERS["ties"](base.astype(np.float64), wide, parameters)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 # Blocks

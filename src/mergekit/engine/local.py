@@ -76,7 +76,7 @@ class Team:
         if operand is not None:
             measures = self.each(task, lambda worker, span: worker.copy(task, operand, span))
         else:
-            stats = self._reduce(task)
+            stats = self._reduce(task) if task.out.count else {}
             measures = self.each(task, lambda worker, span: worker.merge(task, span, stats))
         return _outcome(index, measures, time.perf_counter() - began)
 

@@ -161,7 +161,7 @@ class Worker:
         return self._buffer("out", entries * dtype.itemsize).view(dtype)
 
     def _measured(self, out: Raw, reference: Raw) -> Measure:
-        from mergekit.kernels.sums import measure
+        from mergekit.kernels.fused import measure
 
         sums = np.empty((grains(out.size), 3))
         return Measure(sums, measure(out, reference, sums))
@@ -188,12 +188,13 @@ def _all(start: int, stop: int) -> bool:
 
 
 def _widen(raw: Raw, name: str, row: Raw) -> None:
-    from mergekit.kernels.combine import widen
+    from mergekit.kernels.fused import widen
 
     if name in RAW:
         widen(raw.view(RAW[name]), row)
     else:
-        row[:] = raw.view("<f8")
+        with np.errstate(over="ignore"):  # what does not fit is infinite, and found in the output
+            row[:] = raw.view("<f8")
 
 
 def _joined(measures: list[Measure]) -> Measure:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit.kernels.compiled import inner, kernel
-from mergekit.kernels.numbers import load, store
+from mergekit.kernels.compiling import inner
+from mergekit.kernels.numbers import load, stack_array, store
 
 Raw = NDArray[Any]
 
@@ -39,7 +39,6 @@ def _round_into(out: Raw, total: Raw) -> None:
         out[j] = store(np.float32(total[j]), out[j])
 
 
-@kernel
 def combine(rows: Raw, coefficients: Raw, out: Raw) -> None:
     """Weighted sum of the rows: ``out[j] = Σ_i coefficients[i] · rows[i, j]``.
 
@@ -48,7 +47,7 @@ def combine(rows: Raw, coefficients: Raw, out: Raw) -> None:
         coefficients: shape (k,); its dtype, float32 or float64, is that of the sum.
         out: raw entries, shape (n,).
     """
-    tile = np.empty(TILE, coefficients.dtype)
+    tile = stack_array(2048, coefficients)  # TILE, spelled out: the size must be a literal
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
         total = tile[: stop - start]
@@ -58,7 +57,6 @@ def combine(rows: Raw, coefficients: Raw, out: Raw) -> None:
         _round_into(out[start:stop], total)
 
 
-@kernel
 def combine_deltas(base: Raw, rows: Raw, coefficients: Raw, out: Raw) -> None:
     """The base plus a weighted sum of deltas: ``out[j] = base[j] + Σ_i coefficients[i] · (rows[i, j] − base[j])``.
 
@@ -68,7 +66,7 @@ def combine_deltas(base: Raw, rows: Raw, coefficients: Raw, out: Raw) -> None:
         coefficients: shape (k,); its dtype, float32 or float64, is that of the sum.
         out: raw entries, shape (n,).
     """
-    tile = np.empty(TILE, coefficients.dtype)
+    tile = stack_array(2048, coefficients)  # TILE, spelled out: the size must be a literal
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
         total = tile[: stop - start]
@@ -79,14 +77,12 @@ def combine_deltas(base: Raw, rows: Raw, coefficients: Raw, out: Raw) -> None:
         _round_into(out[start:stop], total)
 
 
-@kernel
 def widen(row: Raw, out: Raw) -> None:
     """Raw entries as float32."""
     for j in range(out.size):
         out[j] = load(row[j])
 
 
-@kernel
 def narrow(row: Raw, out: Raw) -> None:
     """Float32 entries rounded to nearest even into a raw format."""
     for j in range(out.size):

@@ -8,27 +8,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit.kernels import GRAIN
-from mergekit.kernels.compiled import inner, inner_sum, kernel
-from mergekit.kernels.numbers import MAGNITUDE, as_bits, f32, load, store, u32
+from mergekit.kernels.compiling import inner, inner_sum
+from mergekit.kernels.numbers import MAGNITUDE, as_bits, f32, load, stack_array, store, u32
 
 Raw = NDArray[Any]
 
 TILE = 1024  # entries; the votes of a few models stay in the first-level cache
+ROOM = 8  # models whose votes are kept between the two rounds; those of further models are computed again
 
 
 @inner
-def _vote(votes: Raw, total: Raw, row: Raw, origin: Raw, factor: Any, cut: Any, edge: Any) -> None:
+def _vote(votes: Raw, row: Raw, origin: Raw, factor: Any, cut: Any, edge: Any) -> None:
     for j in range(votes.size):
         delta = load(row[j]) - origin[j]
         kept = (as_bits(delta) & MAGNITUDE) >= cut + u32(j > edge)
-        vote = factor * delta if kept else f32(0)
-        votes[j] = vote
-        total[j] += vote
+        votes[j] = factor * delta if kept else f32(0)
+
+
+@inner
+def _add(total: Raw, votes: Raw) -> None:
+    for j in range(total.size):
+        total[j] += votes[j]
 
 
 @inner
 def _agree(total: Raw, divisor: Raw, votes: Raw, elected: Raw, weight: Any) -> None:
-    for j in range(votes.size):
+    for j in range(total.size):
         vote = votes[j]
         same = (vote > 0) if elected[j] >= 0 else (vote < 0)
         total[j] += vote if same else f32(0)
@@ -48,7 +53,6 @@ def _widen_into(out: Raw, row: Raw) -> None:
         out[j] = load(row[j])
 
 
-@kernel
 def elect_sum(
     base: Raw,
     rows: Raw,
@@ -73,20 +77,26 @@ def elect_sum(
         cuts: uint32, shape (k,): bits of the least magnitude kept.
         edges: int64, shape (k,): of the entries whose magnitude equals the cut those up to this index are kept.
     """
-    votes = np.empty((rows.shape[0], TILE), np.float32)
-    tiles = np.empty((4, TILE), np.float32)
+    tiles = stack_array(13312, weights)  # 4 + ROOM + 1 tiles, spelled out: the size must be a literal
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
-        origin, elected = tiles[0, : stop - start], tiles[1, : stop - start]
-        total, divisor = tiles[2, : stop - start], tiles[3, : stop - start]
+        size = stop - start
+        origin, elected = tiles[:size], tiles[TILE : TILE + size]
+        total, divisor = tiles[2 * TILE : 2 * TILE + size], tiles[3 * TILE : 3 * TILE + size]
         _widen_into(origin, base[start:stop])
-        tiles[1:, : stop - start] = 0
+        tiles[TILE : 4 * TILE] = 0
         for i in range(rows.shape[0]):
+            votes = tiles[(4 + min(i, ROOM)) * TILE : (4 + min(i, ROOM)) * TILE + size]
             edge = np.int32(min(max(edges[i] - start, -1), TILE))
-            _vote(votes[i, : stop - start], elected, rows[i, start:stop], origin, factors[i], cuts[i], edge)
+            _vote(votes, rows[i, start:stop], origin, factors[i], cuts[i], edge)
+            _add(elected, votes)
         for i in range(rows.shape[0]):
-            _agree(total, divisor, votes[i, : stop - start], elected, weights[i])
-        _finish(out[start:stop], origin, total, divisor, f32(scale), normalize)
+            votes = tiles[(4 + min(i, ROOM)) * TILE : (4 + min(i, ROOM)) * TILE + size]
+            if i >= ROOM:
+                edge = np.int32(min(max(edges[i] - start, -1), TILE))
+                _vote(votes, rows[i, start:stop], origin, factors[i], cuts[i], edge)
+            _agree(total, divisor, votes, elected, weights[i])
+        _finish(out[start:stop], origin, total, divisor, f32(scale), normalize != 0)
 
 
 @inner_sum
@@ -101,7 +111,6 @@ def _masses(row: Raw, base: Raw, cut: Any, edge: Any) -> Any:
     return whole, kept
 
 
-@kernel
 def masses(row: Raw, base: Raw, cut: int, edge: int, sums: Raw) -> None:
     """Sum of magnitudes of ``row − base`` before and after trimming, per grain.
 

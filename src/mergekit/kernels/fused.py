@@ -1,7 +1,16 @@
-"""The kernels that reductions call, under the names that :mod:`mergekit.kernels.arrays` gives their twins."""
+"""All kernels. Those that reductions call have twins of the same names in :mod:`mergekit.kernels.arrays`."""
 
-from mergekit.kernels.elect import masses
-from mergekit.kernels.select import count_values, magnitude_bits, sweep
-from mergekit.kernels.sums import gram, gram_deltas
+from mergekit.kernels.compiled import Kernel
 
-__all__ = ["count_values", "gram", "gram_deltas", "magnitude_bits", "masses", "sweep"]
+combine = Kernel("combine", "combine")
+combine_deltas = Kernel("combine", "combine_deltas")
+count_values = Kernel("select", "count_values")
+elect_sum = Kernel("elect", "elect_sum")
+gram = Kernel("sums", "gram")
+gram_deltas = Kernel("sums", "gram_deltas")
+magnitude_bits = Kernel("select", "magnitude_bits")
+masses = Kernel("elect", "masses")
+measure = Kernel("sums", "measure")
+narrow = Kernel("combine", "narrow")
+sweep = Kernel("select", "sweep")
+widen = Kernel("combine", "widen")

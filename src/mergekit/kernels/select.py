@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mergekit.kernels import GRAIN
-from mergekit.kernels.compiled import inner, kernel
-from mergekit.kernels.numbers import MAGNITUDE, as_bits, load, u32
+from mergekit.kernels.compiling import inner
+from mergekit.kernels.numbers import MAGNITUDE, as_bits, load, stack_array, u32
 
 Raw = NDArray[Any]
 
@@ -65,7 +64,6 @@ def _sort_into_bins(bits: Raw, low: Any, width: Any, shift: Any, bins: Raw) -> N
             bins[2, place] = max(bins[2, place], above_low)
 
 
-@kernel
 def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> int:
     """Sort the magnitudes of ``row − base`` that lie in [low, high] into bins of 2^shift values.
 
@@ -79,7 +77,7 @@ def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> in
         How many magnitudes are greater than `high`.
     """
     bottom, width, steps = u32(low), u32(high - low), u32(shift)
-    tile = np.empty(TILE, np.uint32)
+    tile = stack_array(2048, bins)
     above = 0
     for start in range(0, row.size, TILE):
         stop = min(start + TILE, row.size)
@@ -93,7 +91,6 @@ def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> in
     return above
 
 
-@kernel
 def count_values(row: Raw, base: Raw, values: Raw, equal: Raw, above: Raw) -> None:
     """How many magnitudes of ``row − base`` equal each of a few values, per grain, and how many are greater.
 
@@ -103,7 +100,7 @@ def count_values(row: Raw, base: Raw, values: Raw, equal: Raw, above: Raw) -> No
         equal: int32, shape (grains, m), written.
         above: int64, shape (m,), added to.
     """
-    tile = np.empty(GRAIN, np.uint32)
+    tile = stack_array(4096, values)
     for grain in range(equal.shape[0]):
         start = grain * GRAIN
         stop = min(start + GRAIN, row.size)
@@ -115,7 +112,6 @@ def count_values(row: Raw, base: Raw, values: Raw, equal: Raw, above: Raw) -> No
             above[place] += greater
 
 
-@kernel
 def magnitude_bits(row: Raw, base: Raw, bits: Raw) -> None:
     """Bits of the magnitudes of ``row − base``, as uint32."""
     _magnitudes(bits, row, base)

@@ -13,42 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit.kernels import GRAIN
-from mergekit.kernels.compiled import inner, inner_sum, kernel
+from mergekit.kernels.compiling import inner_sum
 from mergekit.kernels.numbers import MAGNITUDE, as_bits, load
 
 Raw = NDArray[Any]
-
-
-@inner
-def _widen_into(out: Raw, row: Raw) -> None:
-    for j in range(out.size):
-        out[j] = load(row[j])
-
-
-@inner
-def _subtract_into(out: Raw, row: Raw, base: Raw) -> None:
-    for j in range(out.size):
-        out[j] = load(row[j]) - base[j]
 
 
 @inner_sum
 def _dot(left: Raw, right: Raw) -> Any:
     total = 0.0
     for j in range(left.size):
-        total += np.float64(left[j]) * np.float64(right[j])
+        total += np.float64(load(left[j])) * np.float64(load(right[j]))
     return total
 
 
-@inner
-def _pair_dots(tile: Raw, size: int, sums: Raw) -> None:
-    for i in range(tile.shape[0]):
-        for other in range(i + 1):
-            product = _dot(tile[i, :size], tile[other, :size])
-            sums[i, other] = product
-            sums[other, i] = product
+@inner_sum
+def _delta_dot(left: Raw, right: Raw, base: Raw) -> Any:
+    total = 0.0
+    for j in range(left.size):
+        origin = load(base[j])
+        total += np.float64(load(left[j]) - origin) * np.float64(load(right[j]) - origin)
+    return total
 
 
-@kernel
 def gram(rows: Raw, sums: Raw) -> None:
     """Dot products of all pairs of rows, per grain.
 
@@ -56,16 +43,16 @@ def gram(rows: Raw, sums: Raw) -> None:
         rows: raw entries, shape (k, n).
         sums: float64, shape (grains, k, k), written.
     """
-    tile = np.empty((rows.shape[0], GRAIN), np.float32)
     for grain in range(sums.shape[0]):
         start = grain * GRAIN
         stop = min(start + GRAIN, rows.shape[1])
         for i in range(rows.shape[0]):
-            _widen_into(tile[i, : stop - start], rows[i, start:stop])
-        _pair_dots(tile, stop - start, sums[grain])
+            for other in range(i + 1):
+                product = _dot(rows[i, start:stop], rows[other, start:stop])
+                sums[grain, i, other] = product
+                sums[grain, other, i] = product
 
 
-@kernel
 def gram_deltas(base: Raw, rows: Raw, sums: Raw) -> None:
     """Dot products of all pairs of deltas ``rows[i] − base``, per grain.
 
@@ -74,15 +61,14 @@ def gram_deltas(base: Raw, rows: Raw, sums: Raw) -> None:
         rows: raw entries, shape (k, n).
         sums: float64, shape (grains, k, k), written.
     """
-    tile = np.empty((rows.shape[0], GRAIN), np.float32)
-    origin = np.empty(GRAIN, np.float32)
     for grain in range(sums.shape[0]):
         start = grain * GRAIN
         stop = min(start + GRAIN, rows.shape[1])
-        _widen_into(origin[: stop - start], base[start:stop])
         for i in range(rows.shape[0]):
-            _subtract_into(tile[i, : stop - start], rows[i, start:stop], origin[: stop - start])
-        _pair_dots(tile, stop - start, sums[grain])
+            for other in range(i + 1):
+                product = _delta_dot(rows[i, start:stop], rows[other, start:stop], base[start:stop])
+                sums[grain, i, other] = product
+                sums[grain, other, i] = product
 
 
 @inner_sum
@@ -113,7 +99,6 @@ def _wide_squares(row: Raw, reference: Raw) -> Any:
     return own, apart, other, broken
 
 
-@kernel
 def measure(row: Raw, reference: Raw, sums: Raw) -> int:
     """Squared norm of a row, of its distance to a reference and of the reference, per grain.
 

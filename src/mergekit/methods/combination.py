@@ -38,7 +38,7 @@ class Combination(Method):
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
         """The combination in one pass."""
-        from mergekit.kernels.combine import combine, combine_deltas
+        from mergekit.kernels.fused import combine, combine_deltas
 
         coefficients = precise(self.coefficients(stats), block.rows)
         if self.of_deltas:

@@ -239,7 +239,7 @@ class Method(ABC):
         Methods whose time matters replace this by a kernel of their own; a law of the test suite holds both equal.
         """
         from mergekit.kernels import arrays
-        from mergekit.kernels.combine import narrow, widen
+        from mergekit.kernels.fused import narrow, widen
 
         wide = np.empty(block.rows.shape, np.float32)
         for row, entries in zip(wide, block.rows, strict=True):

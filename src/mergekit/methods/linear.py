@@ -9,6 +9,8 @@ from typing import ClassVar, final
 from mergekit.methods.combination import Combination
 from mergekit.methods.contract import Needs, PerModel, Stats, parameter
 
+_ROUNDING = 1e-12  # share of the weights up to which their sum is 0
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Linear(Combination):
 
     def mistakes(self) -> Iterator[str]:
         """A sum of weights that cannot be divided by."""
-        if self.normalize and sum(self.weight) == 0:
+        if self.normalize and abs(sum(self.weight)) <= _ROUNDING * sum(map(abs, self.weight)):
             yield "the weights add up to 0 and cannot be normalized"
 
     def coefficients(self, stats: Stats) -> PerModel:

@@ -27,7 +27,7 @@ def exact_sums(parts: Sequence[Numbers]) -> Numbers:
         parts: arrays of shape (grains, …), all of the same trailing shape.
     """
     stacked = np.concatenate(parts)
-    flat = stacked.reshape(len(stacked), -1)
+    flat = stacked.reshape(len(stacked), math.prod(stacked.shape[1:]))
     return np.array([math.fsum(column) for column in flat.T]).reshape(stacked.shape[1:])
 
 
@@ -39,6 +39,11 @@ class _GrainSums(Search):
     sums: Callable[[Block], Numbers]
     total: Numbers | None = None
     done: bool = False
+
+    @classmethod
+    def start(cls, sums: Callable[[Block], Numbers], entries: int, sample: Callable[[], Block]) -> _GrainSums:
+        """A search that is over already where there is nothing to sweep."""
+        return cls(sums) if entries else cls(sums, exact_sums([sums(sample())]), done=True)
 
     def scratch(self) -> list[Numbers]:
         return []
@@ -70,8 +75,8 @@ class Gram(Reduction):
 
     def begin(self, entries: int, sample: Callable[[], Block], stats: Stats) -> Search:
         """Start on a tensor."""
-        del entries, sample, stats
-        return _GrainSums(self._sums)
+        del stats
+        return _GrainSums.start(self._sums, entries, sample)
 
     def _sums(self, block: Block) -> Numbers:
         rows = block.rows if self.of == "rows" else block.models
@@ -311,7 +316,6 @@ class Mass(Reduction):
 
     def begin(self, entries: int, sample: Callable[[], Block], stats: Stats) -> Search:
         """Start on a tensor."""
-        del entries, sample
         cut: Cut = stats[self.cut]
 
         def sums(block: Block) -> Numbers:
@@ -321,4 +325,4 @@ class Mass(Reduction):
                 block.reducers.masses(block.models[index], block.base, int(cut.bits[index]), edge, part)
             return np.ascontiguousarray(found.swapaxes(0, 1))
 
-        return _GrainSums(sums)
+        return _GrainSums.start(sums, entries, sample)

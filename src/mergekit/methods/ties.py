@@ -55,7 +55,7 @@ class Ties(Method):
         """Weights, times what restores the mass: ``A/B`` with A before and B after trimming."""
         if not self.rescale:
             return list(self.weight)
-        ratios = [whole / kept if min(whole, kept) >= _NO_MASS else 1.0 for whole, kept in stats["mass"]]
+        ratios = [float(whole / kept) if min(whole, kept) >= _NO_MASS else 1.0 for whole, kept in stats["mass"]]
         return [weight * ratio for weight, ratio in zip(self.weight, ratios, strict=True)]
 
     def merge(self, block: Block, stats: Stats) -> Array:
@@ -80,7 +80,7 @@ class Ties(Method):
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
         """All three steps in one pass over entries in registers and first-level cache."""
-        from mergekit.kernels.elect import elect_sum
+        from mergekit.kernels.fused import elect_sum
 
         weights = np.array(self.weight, np.float32)
         factors = np.array(self._factors(stats), np.float32)

@@ -43,6 +43,12 @@ class Model:
         return self.views[key].names[0] if key in self.views else _written(self.layout, key)
 
     @property
+    def head(self) -> Key | None:
+        """Where the output head stands; None if loaders use the embedding."""
+        name = self.layout.head
+        return _key(self.layout, name) if name and not self.layout.tied else None
+
+    @property
     def head_stand_in(self) -> View | None:
         """The embedding, which serves as output head where there is none."""
         name = self.layout.embedding

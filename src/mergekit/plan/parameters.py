@@ -68,6 +68,16 @@ def check_parameters(recipe: Recipe, method: type[Method], findings: Findings) -
                 _check_level(recipe, declared[name], level, path, findings)
             else:
                 _report_unread(recipe, method, name, path, findings)
+    given = {name for level in levels(recipe) for name in level.parameters.settings}
+    for parameter in declared.values():
+        if parameter.required and parameter.name not in given:
+            report_missing(recipe, method, parameter.name, findings)
+
+
+def report_missing(recipe: Recipe, method: type[Method], name: str, findings: Findings) -> None:
+    """Record that a required parameter has no value."""
+    what = f"{method.name} needs the parameter `{name}`"
+    findings.error(what, recipe.place("parameters"), hint=f"`{name}: VALUE`")
 
 
 def _report_unread(recipe: Recipe, method: type[Method], name: str, path: str, findings: Findings) -> None:

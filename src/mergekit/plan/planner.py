@@ -98,15 +98,16 @@ def _plan(
     recipe: Recipe, method: type[Method], models: tuple[Model, ...], findings: Findings, options: PlanOptions
 ) -> Plan:
     modules = Arranger(recipe, method, models, findings).arrange()
+    wanted = list(slots(modules, models))
+    names = [name for model in models for name in model.checkpoint.tensors]
+    check_filters(recipe, [*names, *(slot.name for slot in wanted)], findings)
+    copies, texts = _files(recipe, models, options, findings)
     findings.raise_errors(options.strict)
     _refuse_unequal_depth(modules, models)
     _note_architectures(models, findings)
     assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary)
-    tasks = assembler.assemble(list(slots(modules, models)))
+    tasks = assembler.assemble(wanted)
     _refuse_quantised(tasks, models)
-    names = [name for model in models for name in model.checkpoint.tensors]
-    check_filters(recipe, [*names, *(task.out.name for task in tasks)], findings)
-    copies, texts = _files(recipe, models, options, findings)
     texts["config.json"] = _config(models, modules, tasks)
     texts["mergekit_config.yml"] = recipe.text
     findings.raise_errors(options.strict)

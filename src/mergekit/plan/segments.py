@@ -167,6 +167,8 @@ class Arranger:
 
     def _check_count(self, inputs: Sequence[Input], base: Input | None, path: str) -> None:
         needs = self.method.needs
+        if needs.base == "required" and base is None:
+            return  # which is an error already
         count = len(inputs) - (base is not None)
         if count < needs.least or (needs.most is not None and count > needs.most):
             besides = " besides the base" if base is not None else ""

@@ -11,7 +11,7 @@ from mergekit.layout import derived_buffer
 from mergekit.methods import Method
 from mergekit.plan.compatibility import incompatible
 from mergekit.plan.models import Key, Model
-from mergekit.plan.parameters import MissingParameterError, values_for
+from mergekit.plan.parameters import MissingParameterError, report_missing, values_for
 from mergekit.plan.segments import Input, ModuleSegments, Segment
 from mergekit.plan.tasks import Leftover, Operand, TensorTask
 from mergekit.plan.views import View
@@ -63,6 +63,9 @@ def _outside(
             part = model.part(key)
             if part and part.side == side and key not in seen:
                 seen[key] = model.layout.renumbered(model.names[key], counts)
+    head = models[0].head  # the donor's config makes loaders look for it, whatever the segment's models have
+    if side == "post" and head and head[0] == module.module.name and head not in seen:
+        seen[head] = models[0].layout.renumbered(models[0].names[head], counts)
     for key, name in seen.items():
         yield Slot(name, segment, (key,) * len(segment.inputs), 0.0)
 
@@ -153,7 +156,7 @@ class Assembler:
         raise incompatible(self.models, reports, kind)
 
     def _task(self, slot: Slot) -> TensorTask | None:
-        found = [self._view(slot, entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
+        found = [self._view(entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
         views = [self._cropped(slot, view) for view in found if view is not None]
         if len(views) < len(found):
             self._note_missing(slot, found)
@@ -195,28 +198,24 @@ class Assembler:
         try:
             values = values_for(self.method, slot.segment.levels, per_model, slot.name, slot.depth)
         except MissingParameterError as error:
-            place = self.recipe.place("parameters")
-            name = error.args[0]
-            self.findings.error(f"{self.method.name} needs the parameter `{name}`", place, hint=f"`{name}: VALUE`")
+            report_missing(self.recipe, self.method, error.args[0], self.findings)
             return None
         except ValueError:
             return None  # a value of the wrong type, which is an error of the recipe already
         method = self.method(**values)
+        place = self.recipe.place(slot.segment.path)
+        known = {problem.what for problem in self.findings.errors if problem.place == place}
         for mistake in method.mistakes():
-            self.findings.error(mistake, self.recipe.place(slot.segment.path), hint=f"first seen at `{slot.name}`")
+            if mistake not in known:
+                self.findings.error(mistake, place, hint=f"first seen at `{slot.name}`")
         return method
 
-    def _view(self, slot: Slot, entry: Input, key: Key) -> View | None:
+    def _view(self, entry: Input, key: Key) -> View | None:
         model = self.models[entry.model]
         if key in model.views:
             return model.views[key]
-        return model.head_stand_in if self._holders(slot, "head") else None
-
-    def _holders(self, slot: Slot, role: str) -> list[Model]:
-        """The models that have this tensor, if it has this role in them."""
-        models = [self.models[entry.model] for entry in slot.segment.inputs]
-        parts = zip(models, slot.keys, strict=True)
-        return [model for model, key in parts if (part := model.part(key)) and part.role == role]
+        is_head = any((part := other.part(key)) and part.role == "head" for other in self.models)
+        return model.head_stand_in if is_head else None
 
     def _cropped(self, slot: Slot, view: View) -> View:
         """The rows that all inputs have, of a tensor with a row per token, if cropping is asked for."""
@@ -226,7 +225,7 @@ class Assembler:
         parts = [model.part(key) for model, key in zip(models, slot.keys, strict=True)]
         if all(part is None or part.vocab_axis != 0 for part in parts):
             return view
-        others = [self._view(slot, entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
+        others = [self._view(entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
         least = min(other.spec.shape[0] for other in others if other is not None)
         if view.spec.shape[0] == least:
             return view

@@ -102,12 +102,12 @@ def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str,
 
 
 def machine() -> str:
-    """What the order of additions inside a sum depends on: processor, its features and the compiler."""
+    """What the order of additions inside a sum depends on: the processor and the compiled kernels."""
     import llvmlite.binding as llvm
-    import numba
 
-    features = f"{llvm.get_host_cpu_features().flatten()} numba {numba.__version__}"
-    return f"{llvm.get_host_cpu_name()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+    from mergekit.kernels.compiled import fingerprint
+
+    return f"{llvm.get_host_cpu_name()}-{fingerprint()}"
 
 
 def _plain(value: Any) -> Any:

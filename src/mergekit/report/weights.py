@@ -44,7 +44,7 @@ def weigh(files: Files, stored: Stored, beside: str | None = None) -> Weight:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    from mergekit.kernels.sums import measure
+    from mergekit.kernels.fused import measure
 
     squares: list[float] = []
     broken = 0

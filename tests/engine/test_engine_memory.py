@@ -1,0 +1,81 @@
+"""Peak memory of a whole merge, measured in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_checkpoints import llama_config, llama_shapes, recipe, write_hollow
+
+SOURCE = Path(__file__).parents[2] / "src"
+MEGABYTE = 1 << 20
+ROWS = {"small": 60_000, "large": 240_000}
+WIDTH = 256
+
+MERGE = """
+import resource, sys
+from pathlib import Path
+from mergekit.merging import MergeOptions, merge_recipe
+from mergekit.plan import PlanOptions
+
+plan = PlanOptions(workers=2, max_memory=int(sys.argv[2]))
+report = merge_recipe(Path(sys.argv[1]).read_text(), Path(sys.argv[1]).with_name("out"), options=MergeOptions(plan))
+status = Path("/proc/self/status")
+if status.exists():  # what getrusage says here includes the process that started this one
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    print(int(line.split()[1]) << 10)
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def write_weights(folder, rows, seed):
+    """A Llama of few large tensors, one megabyte of numbers again and again; returns its size in bytes."""
+    config = llama_config(layers=2, width=WIDTH, inner=4 * WIDTH, rows=rows)
+    write_hollow(folder, llama_shapes(config), config)
+    file = folder / "model.safetensors"
+    weights = np.random.default_rng(seed).normal(0, 0.05, MEGABYTE // 2).astype(np.float32)
+    block = (weights.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    with file.open("r+b") as stream:
+        start = 8 + int.from_bytes(stream.read(8), "little")
+        stream.seek(start)
+        left = file.stat().st_size - start
+        while left:
+            left -= stream.write(block[:left])
+    return file.stat().st_size
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    """For a small and a large model its size, and the peak of a TIES merge of three of them, in bytes."""
+    found = {}
+    for name, rows in ROWS.items():
+        root = tmp_path_factory.mktemp(name)
+        nbytes = [write_weights(root / model, rows, seed) for seed, model in enumerate(("base", "a", "b", "c"))]
+        entries = [(root / model, {"density": 0.3}) for model in "abc"]
+        (root / "merge.yml").write_text(recipe("ties", entries, base_model=str(root / "base")))
+        command = [sys.executable, "-c", MERGE, str(root / "merge.yml"), str(500_000_000)]
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        assert not done.returncode, done.stderr
+        report = json.loads((root / "out" / "merge_report.json").read_text())
+        assert report
+        found[name] = (nbytes[0], int(done.stdout))
+        for file in root.rglob("*.safetensors"):
+            file.unlink()
+    for name, (nbytes, peak) in found.items():
+        print(f"{name}: models of {nbytes / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB")
+    return found
+
+
+def test_peak_memory_stays_within_the_budget(sizes):
+    assert all(peak < 500_000_000 for _, peak in sizes.values())
+
+
+def test_peak_memory_does_not_grow_with_the_model(sizes):
+    (small, low), (large, high) = sizes["small"], sizes["large"]
+    assert large > 3 * small
+    assert high - low < 40_000_000

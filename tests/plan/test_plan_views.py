@@ -1,0 +1,70 @@
+"""Several stored tensors as if they were one."""
+
+from itertools import pairwise
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergekit.checkpoint import DTYPES, Extent, Stored, TensorSpec
+from mergekit.plan.views import View, fuse_experts
+
+
+@st.composite
+def views(draw):
+    sizes = draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))
+    extents = []
+    for number, size in enumerate(sizes):
+        start = draw(st.integers(0, 100))
+        extents.append(Extent(Path(f"{number}"), start, start + size))
+    spec = TensorSpec("t", DTYPES["U8"], (sum(sizes),))
+    return View(spec, tuple(extents), tuple(map(str, range(len(sizes)))))
+
+
+def places(extents):
+    return [(extent.file, byte) for extent in extents for byte in range(extent.start, extent.stop)]
+
+
+@given(view=views(), bounds=st.tuples(st.integers(0, 50), st.integers(0, 50)))
+def test_a_cut_is_the_same_bytes_as_of_the_whole(view, bounds):
+    first, last = sorted(bounds)
+    cut = list(view.cut(first, last))
+    assert places(cut) == places(view.extents)[first:last]
+    assert all(extent.nbytes > 0 for extent in cut)
+
+
+@given(view=views(), cuts=st.lists(st.integers(0, 45), max_size=4))
+def test_neighbouring_cuts_add_up(view, cuts):
+    edges = [0, *sorted(cut for cut in cuts if cut <= view.nbytes), view.nbytes]
+    pieces = [extent for first, last in pairwise(edges) for extent in view.cut(first, last)]
+    assert places(pieces) == places(view.extents)
+
+
+def stored(name, shape):
+    spec = TensorSpec(name, DTYPES["BF16"], shape)
+    return Stored(spec, Extent(Path("file"), 0, spec.nbytes))
+
+
+def test_experts_become_one_tensor_each_kind():
+    layer = {"block_sparse_moe.gate.weight": stored("l.block_sparse_moe.gate.weight", (12, 8))}
+    for expert in reversed(range(12)):
+        for matrix, shape in {"w2": (8, 6), "w3": (6, 8), "w1": (6, 8)}.items():
+            suffix = f"block_sparse_moe.experts.{expert}.{matrix}.weight"
+            layer[suffix] = stored(f"l.{suffix}", shape)
+    fused = fuse_experts(layer)
+    assert {name: view.spec.shape for name, view in fused.items()} == {
+        "mlp.gate.weight": (12, 8),
+        "mlp.experts.gate_up_proj": (12, 12, 8),
+        "mlp.experts.down_proj": (12, 8, 6),
+    }
+    order = [name.split("experts.")[1] for name in fused["mlp.experts.gate_up_proj"].names]
+    assert order == [f"{expert}.{matrix}.weight" for expert in range(12) for matrix in ("w1", "w3")]
+    assert all(view.nbytes == sum(extent.nbytes for extent in view.extents) for view in fused.values())
+
+
+def test_a_layer_without_experts_stays_as_it_is():
+    layer = {"mlp.up_proj.weight": stored("up", (6, 8)), "block_sparse_moe.odd": stored("odd", (2,))}
+    assert {name: view.names for name, view in fuse_experts(layer).items()} == {
+        "mlp.up_proj.weight": ("up",),
+        "block_sparse_moe.odd": ("odd",),
+    }
