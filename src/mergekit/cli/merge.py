@@ -79,6 +79,14 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
 )
 @option(
     WRITTEN,
+    "--experts",
+    type=click.Choice(["as-stored", "fused"]),
+    default="as-stored",
+    help="Keep the experts of a mixture as the models store them (which is the default), or merge and write the "
+    "matrices of all experts of a layer as one tensor each, as transformers 5 holds them.",
+)
+@option(
+    WRITTEN,
     "--copy-tokenizer/--no-copy-tokenizer",
     default=True,
     help="Take over the tokenizer's files (which is the default).",
@@ -156,6 +164,7 @@ def _options(
     out_shard_size: int,
     num_threads: int | None,
     random_seed: int,
+    experts: str,
     **same: Any,
 ) -> MergeOptions:
     """The options of a merge; those in `same` are called alike in :class:`PlanOptions`."""
@@ -163,7 +172,13 @@ def _options(
     from mergekit.plan import PlanOptions
 
     return MergeOptions(
-        plan=PlanOptions(shard_bytes=out_shard_size, workers=num_threads, seed=random_seed, **same),
+        plan=PlanOptions(
+            shard_bytes=out_shard_size,
+            workers=num_threads,
+            seed=random_seed,
+            fuse_experts=experts == "fused",
+            **same,
+        ),
         device=device or ("cuda" if cuda or gpu_rich else None),
         overwrite=overwrite,
         model_card=write_model_card,

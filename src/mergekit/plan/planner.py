@@ -192,7 +192,7 @@ def _config(models: Sequence[Model], modules: Sequence[ModuleSegments], tasks: S
         for module in modules
         if module.sliced
     }
-    text = (donor.checkpoint.root / "config.json").read_text(encoding="utf-8")
+    text = (donor.checkpoint.root / "config.json").read_bytes().decode("utf-8")  # line ends as they are
     return edit_config(
         text,
         donor=donor.layout,

@@ -78,6 +78,9 @@ def fuse_experts(layer: Mapping[str, Stored]) -> dict[str, View]:
 
     Parameters:
         layer: tensors by their names within the layer.
+
+    Raises:
+        UnsupportedError: the experts of the layer have unequal matrices, or not all of them.
     """
     found: dict[str, list[tuple[int, int, Stored]]] = {}
     views: dict[str, View] = {}
@@ -104,8 +107,16 @@ def _renamed(suffix: str) -> str:
 
 
 def _joined(parts: Sequence[Stored]) -> View:
-    first = parts[0].spec
-    experts = len({part.spec.name.rpartition("experts.")[2].partition(".")[0] for part in parts})
-    rows = sum(part.spec.shape[0] for part in parts) // experts
-    spec = TensorSpec(first.name, first.dtype, (experts, rows, *first.shape[1:]))
-    return View(spec, tuple(part.extent for part in parts), tuple(part.spec.name for part in parts))
+    specs = [part.spec for part in parts]
+    first, places = specs[0], _places(specs[0].name)
+    experts = Counter(_expert(spec.name)["number"] for spec in specs)
+    if len({(spec.dtype, spec.shape) for spec in specs}) > 1 or set(experts.values()) != {places}:
+        raise UnsupportedError(
+            f"experts that are not alike cannot be fused: those of `{first.name}`",
+            place=str(parts[0].extent.file.parent),
+            expected=f"{places} matrices of one shape and dtype from each expert",
+            hint="a merge without fused experts",
+        )
+    shape = (len(experts), places * first.shape[0], *first.shape[1:])
+    spec = TensorSpec(first.name, first.dtype, shape)
+    return View(spec, tuple(part.extent for part in parts), tuple(spec.name for spec in specs))
