@@ -109,7 +109,7 @@ def test_a_stack_of_slices_has_the_layers_of_its_sources(family, tmp_path):
             expected = source[layout.main.stack.name(layer, part.suffix)]
         assert octets(out[name]) == octets(expected), name
     # All other tensors of a and b are reported as left over.
-    left = {(entry.model, name) for entry in watch.plan.leftovers for name in entry.tensors}
+    left = {(entry["model"], name) for entry in watch.report["left_over"] for name in entry["tensors"]}
     used = {
         (operand.model, name) for task in watch.plan.tasks for operand in task.operands for name in operand.view.names
     }

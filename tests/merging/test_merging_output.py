@@ -317,9 +317,10 @@ def test_without_a_wish_the_chat_template_is_the_donors(models, average, out):
 
 def test_config_json_stays_as_it_is_where_nothing_changes(models, average, out):
     text = (models / "a" / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size" :  32')
-    (models / "a" / "config.json").write_text(text)
+    written = text.replace("\n", "\r\n").encode()
+    (models / "a" / "config.json").write_bytes(written)
     merge(average, out)
-    assert (out / "config.json").read_text() == text
+    assert (out / "config.json").read_bytes() == written
 
 
 def test_config_json_says_the_dtype_that_is_written(models, out):

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "merging"))
 
-from tiny_checkpoints import llama_config, llama_shapes, write_hollow  # noqa: E402
+from tiny_checkpoints import llama_config, llama_shapes, write_hollow
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import SIZES, llama_config, llama_shapes, piece, recipe, write_hollow
 
@@ -77,7 +77,7 @@ def test_models_of_other_depth_give_slices(hollow):
     assert_all_accounted_for(found)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 @given(cuts=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=5))
 def test_whatever_is_cut_every_tensor_is_accounted_for(cuts, llamas):
     cuts = [(name, min(first, last - 1), last) for name, first, last in cuts]

@@ -3,10 +3,12 @@
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit.checkpoint import DTYPES, Extent, Stored, TensorSpec
+from mergekit.errors import UnsupportedError
 from mergekit.plan.views import View, fuse_experts
 
 
@@ -40,8 +42,8 @@ def test_neighbouring_cuts_add_up(view, cuts):
     assert places(pieces) == places(view.extents)
 
 
-def stored(name, shape):
-    spec = TensorSpec(name, DTYPES["BF16"], shape)
+def stored(name, shape, dtype="BF16"):
+    spec = TensorSpec(name, DTYPES[dtype], shape)
     return Stored(spec, Extent(Path("file"), 0, spec.nbytes))
 
 
@@ -68,3 +70,25 @@ def test_a_layer_without_experts_stays_as_it_is():
         "mlp.up_proj.weight": ("up",),
         "block_sparse_moe.odd": ("odd",),
     }
+
+
+def experts(*changes):
+    """Three experts of two matrices each but for some changes: suffix, and shape and dtype or None to leave it out."""
+    parts = {f"mlp.experts.{e}.{kind}_proj.weight": ((6, 8), "BF16") for e in range(3) for kind in ("gate", "up")}
+    parts.update(changes)
+    return {suffix: stored(f"l.{suffix}", *how) for suffix, how in parts.items() if how is not None}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("mlp.experts.1.up_proj.weight", ((6, 8), "F32")),
+        ("mlp.experts.1.up_proj.weight", ((8, 6), "BF16")),
+        ("mlp.experts.1.up_proj.weight", None),
+        ("mlp.experts.4.up_proj.weight", ((6, 8), "BF16")),
+    ],
+)
+def test_experts_that_are_not_alike_are_not_fused(change):
+    assert list(fuse_experts(experts())) == ["mlp.experts.gate_up_proj"]
+    with pytest.raises(UnsupportedError, match=r"the experts of `mlp\.experts\.gate_up_proj` are not alike"):
+        fuse_experts(experts(change))

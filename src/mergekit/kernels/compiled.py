@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -22,6 +23,12 @@ import numpy as np
 
 Kinds = tuple[str, ...]
 """How a kernel sees its arguments: arrays by dtype and rank (``<u2``, 2), numbers as ``int`` or ``float``."""
+
+SUFFIX = ".kernel"
+"""Of files with machine code: a line of JSON about it, then an object file."""
+
+Facts = dict[str, Any]
+"""What is known about machine code: its symbol, whether it returns a number, external symbols, its hash."""
 
 _LOCK = threading.RLock()
 _KEPT: list[Any] = []  # engines and stubs: machine code must outlive its callers
@@ -40,12 +47,16 @@ def fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def _writable(folder: Path) -> bool:
+def _private(folder: Path) -> bool:
+    """Whether a folder can be had that nobody else may put machine code into."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
     except OSError:
         return False
-    return os.access(folder, os.W_OK | os.X_OK)
+    ours = not hasattr(os, "getuid") or (state.st_uid == os.getuid() and not state.st_mode & 0o022)
+    return ours and stat.S_ISDIR(state.st_mode) and os.access(folder, os.W_OK | os.X_OK)
 
 
 @cache
@@ -53,16 +64,14 @@ def cache_folder() -> Path:
     """The folder for machine code; the package's own folder may be read-only, and so may the home."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    for root in (home / "mergekit", Path(tempfile.gettempdir()) / f"mergekit-{user}"):
-        folder = root / f"kernels-{fingerprint()}"
-        if _writable(folder):
-            return folder
-    return Path(tempfile.mkdtemp(prefix="mergekit-kernels-"))
+    choices = (home / "mergekit" / "kernels", Path(tempfile.gettempdir()) / f"mergekit-{user}-kernels")
+    chosen = next((folder for folder in choices if _private(folder)), None)
+    return chosen or Path(tempfile.mkdtemp(prefix="mergekit-kernels-"))
 
 
 def first_use() -> bool:
     """Whether no kernel has been compiled on this machine yet, so that the first merge takes seconds longer."""
-    return next(cache_folder().glob("*.json"), None) is None
+    return next(cache_folder().glob(f"*-{fingerprint()}{SUFFIX}"), None) is None
 
 
 def _kind(argument: Any) -> str:
@@ -108,27 +117,47 @@ class Kernel:
         with _LOCK:
             if kinds not in self._entries:
                 key = hashlib.sha256(repr(kinds).encode()).hexdigest()[:12]
-                facts = cache_folder() / f"{self.module}.{self.name}-{key}.json"
-                if not facts.exists():
+                file = cache_folder() / f"{self.module}.{self.name}-{key}-{fingerprint()}{SUFFIX}"
+                found = _contents(file)
+                if found is None:
                     from mergekit.kernels.compiling import compile_kernel
 
-                    compile_kernel(self.module, self.name, kinds, facts)
-                self._entries[kinds] = _linked(facts, kinds)
+                    found = compile_kernel(self.module, self.name, kinds)
+                    _replace(file, json.dumps(found[0]).encode() + b"\n" + found[1])
+                self._entries[kinds] = _linked(*found, kinds)
             return self._entries[kinds]
 
 
-def _linked(facts: Path, kinds: Kinds) -> Callable[..., Any]:
-    """Load object code into this process."""
+def _contents(file: Path) -> tuple[Facts, bytes] | None:
+    """What a file holds; None if it is not there, or damaged."""
+    try:
+        head, _, code = file.read_bytes().partition(b"\n")
+        facts: Facts = json.loads(head)
+    except (OSError, ValueError):
+        return None
+    return (facts, code) if facts["sha256"] == hashlib.sha256(code).hexdigest() else None
+
+
+def _replace(file: Path, contents: bytes) -> None:
+    """Write a file so that other processes see all of it or nothing."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    partial.write_bytes(contents)
+    partial.replace(file)
+
+
+def _linked(facts: Facts, code: bytes, kinds: Kinds) -> Callable[..., Any]:
+    """Link object code into this process."""
     import llvmlite.binding as llvm
 
-    known = json.loads(facts.read_text(encoding="utf-8"))
-    _provide(known["externals"])
+    _provide(facts["externals"])
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(str(facts.with_suffix(".o")))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
+    address = engine.get_function_address(facts["symbol"])
+    assert address, "object code holds the symbol it was kept under"
     _KEPT.append(engine)
     types: list[Any] = []
     for kind in kinds:
@@ -136,8 +165,8 @@ def _linked(facts: Path, kinds: Kinds) -> Callable[..., Any]:
             types.append(ctypes.c_int64 if kind == "int" else ctypes.c_double)
         else:
             types += [ctypes.c_void_p, *[ctypes.c_ssize_t] * int(kind[-1])]
-    result = ctypes.c_int64 if known["returns"] else None
-    return ctypes.CFUNCTYPE(result, *types)(engine.get_function_address(known["symbol"]))
+    result = ctypes.c_int64 if facts["returns"] else None
+    return ctypes.CFUNCTYPE(result, *types)(address)
 
 
 def _provide(externals: Sequence[str]) -> None:

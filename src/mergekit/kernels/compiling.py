@@ -7,12 +7,10 @@ marked :func:`inner`.
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -49,32 +47,33 @@ def inner_sum(function: _F) -> _F:
     return cast(_F, numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy")(function))
 
 
-def compile_kernel(module: str, name: str, kinds: tuple[str, ...], facts: Path) -> None:
-    """Compile a kernel for arguments of these kinds and keep the object code.
+def compile_kernel(module: str, name: str, kinds: tuple[str, ...]) -> tuple[dict[str, Any], bytes]:
+    """Compile a kernel for arguments of these kinds.
 
     Parameters:
         module: where the function is, below :mod:`mergekit.kernels`.
         name: the function's name.
         kinds: see :data:`mergekit.kernels.compiled.Kinds`.
-        facts: the JSON file to write when the object code, beside it, is complete.
+
+    Returns:
+        What is known about the code (see :data:`mergekit.kernels.compiled.Facts`), and an object file.
     """
     function = getattr(import_module(f"mergekit.kernels.{module}"), name)
     body = numba.njit(**_OPTIONS)(function)
-    arrays = [_numba_type(kind) for kind in kinds]
-    body.compile(tuple(arrays))
-    result = body.overloads[tuple(arrays)].signature.return_type
-    returns = result is not types.none
+    arguments = tuple(_numba_type(kind) for kind in kinds)
+    body.compile(arguments)
+    returns = body.overloads[arguments].signature.return_type is not types.none
     signature = (types.int64 if returns else types.void)(*_raw_types(kinds))
-    entry = numba.cfunc(signature, **_OPTIONS)(_entry_function(body, kinds))
-    library: Any = entry._library  # type: ignore[attr-defined]
-    externals = sorted(set(re.findall(r'declare [^@]*@"?([\w.$]+)"?\(', str(library._final_module))))
-    known = {
-        "symbol": entry._wrapper_name,  # type: ignore[attr-defined]
+    entry: Any = numba.cfunc(signature, **_OPTIONS)(_entry_function(body, kinds))
+    code: bytes = entry._library._get_compiled_object()
+    externals = set(re.findall(r'declare [^@]*@"?([\w.$]+)"?\(', str(entry._library._final_module)))
+    facts = {
+        "symbol": entry._wrapper_name,
         "returns": returns,
-        "externals": [name for name in externals if not name.startswith("llvm.")],
+        "externals": sorted(name for name in externals if not name.startswith("llvm.")),
+        "sha256": hashlib.sha256(code).hexdigest(),
     }
-    _replace(facts.with_suffix(".o"), library._get_compiled_object())
-    _replace(facts, json.dumps(known).encode())
+    return facts, code
 
 
 def _numba_type(kind: str) -> Any:
@@ -112,10 +111,3 @@ def _entry_function(body: Any, kinds: tuple[str, ...]) -> Callable[..., Any]:
     scope: dict[str, Any] = {"body": body, "carray": vars(numba)["carray"]}
     exec(f"def entry({', '.join(names)}):\n    return body({', '.join(calls)})", scope)
     return cast(Callable[..., Any], scope["entry"])
-
-
-def _replace(file: Path, contents: bytes) -> None:
-    """Write a file so that other processes see all of it or nothing."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    partial.write_bytes(contents)
-    partial.replace(file)

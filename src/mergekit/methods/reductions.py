@@ -148,7 +148,7 @@ class _Row:
         self.wanted -= int(passed[self.grain]) - int(equal[self.grain, place])
         self.stage = "edge"
 
-    def narrow(self, above: int, bins: Numbers) -> None:
+    def narrow(self, above: int, bins: Numbers, entries: int) -> None:
         """Take the counts of a bracket."""
         rank = self.keep - above
         from_top = np.cumsum(bins[0, ::-1], dtype=np.int64)
@@ -158,9 +158,18 @@ class _Row:
             self.low, self.high = 0, self.low - 1
         else:
             place = BINS - 1 - int(np.searchsorted(from_top, rank))
+            wanted = rank - int(from_top[BINS - 1 - place] - bins[0, place])
             self.low, self.high = self.low + int(bins[1, place]), self.low + int(bins[2, place])
             if self.low == self.high:
-                self.guess(np.array([self.low], np.uint32))
+                self._settle(self.low, wanted, int(bins[0, place]), entries)
+
+    def _settle(self, value: int, wanted: int, ties: int, entries: int) -> None:
+        """The cut is this value; all is known unless only some of its ties are kept."""
+        self.bits = value
+        if wanted == ties or value == 0:  # a delta of 0 adds nothing, kept or not
+            self.finish(entries)
+        else:
+            self.guess(np.array([value], np.uint32))
 
     def finish(self, edge: int) -> None:
         self.edge, self.stage = edge, "done"
@@ -233,7 +242,7 @@ class _KthSearch(Search):
                 row.weigh(np.asarray(above), np.concatenate(equal), self.entries)
             elif row.stage == "bracket":
                 bins = [scratch.bins[index] for scratch in scratches if index in scratch.bins]
-                row.narrow(int(np.sum(above)), _merge_bins(bins))
+                row.narrow(int(np.sum(above)), _merge_bins(bins), self.entries)
             elif row.stage == "edge":
                 row.finish(next(scratch.edges[index] for scratch in scratches if index in scratch.edges))
 
@@ -261,7 +270,7 @@ class Kth(Reduction):
         name: key in `stats`; the value is a :class:`Cut`.
         keep: densities, one for each model.
 
-    Passes: one sweep over the deltas as a rule, and one stripe more where magnitudes tie at the cut.
+    Passes: deltas of 16-bit weights take one sweep as a rule, and one stripe more for the last tie; continuous ones two.
     """
 
     name: str

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit.checkpoint import Extent, Stored, TensorSpec
+from mergekit.errors import UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,10 @@ _FUSED = {
     "down_proj": ("down_proj", 0),
 }
 """Fused tensor of each matrix of an expert, and its position among that expert's matrices in there."""
+
+_Matrix = tuple[int, int, Stored]
+"""A matrix of an expert: number of the expert, position among its matrices, and the tensor."""
+
 _OLD_STEM, _NEW_STEM = "block_sparse_moe.", "mlp."
 
 
@@ -82,7 +87,7 @@ def fuse_experts(layer: Mapping[str, Stored]) -> dict[str, View]:
     Raises:
         UnsupportedError: the experts of the layer have unequal matrices, or not all of them.
     """
-    found: dict[str, list[tuple[int, int, Stored]]] = {}
+    found: dict[str, list[_Matrix]] = {}
     views: dict[str, View] = {}
     for suffix, stored in layer.items():
         match = _EXPERT.fullmatch(suffix)
@@ -94,11 +99,11 @@ def fuse_experts(layer: Mapping[str, Stored]) -> dict[str, View]:
             views[suffix] = View.of(stored)
     if not found:
         return views
-    joined = {name: _joined([stored for _, _, stored in sorted(parts, key=_order)]) for name, parts in found.items()}
+    joined = {name: _joined(name, sorted(parts, key=_order)) for name, parts in found.items()}
     return {_renamed(suffix): view for suffix, view in views.items()} | joined
 
 
-def _order(part: tuple[int, int, Stored]) -> tuple[int, int]:
+def _order(part: _Matrix) -> tuple[int, int]:
     return part[:2]
 
 
@@ -106,17 +111,17 @@ def _renamed(suffix: str) -> str:
     return _NEW_STEM + suffix.removeprefix(_OLD_STEM) if suffix.startswith(_OLD_STEM) else suffix
 
 
-def _joined(parts: Sequence[Stored]) -> View:
-    specs = [part.spec for part in parts]
-    first, places = specs[0], _places(specs[0].name)
-    experts = Counter(_expert(spec.name)["number"] for spec in specs)
-    if len({(spec.dtype, spec.shape) for spec in specs}) > 1 or set(experts.values()) != {places}:
+def _joined(name: str, parts: Sequence[_Matrix]) -> View:
+    stored = [part[2] for part in parts]
+    first, places = stored[0].spec, 2 if name.endswith("gate_up_proj") else 1
+    experts = len(parts) // places
+    whole = [(expert, place) for expert in range(experts) for place in range(places)]
+    if [_order(part) for part in parts] != whole or len({(one.spec.dtype, one.spec.shape) for one in stored}) > 1:
         raise UnsupportedError(
-            f"experts that are not alike cannot be fused: those of `{first.name}`",
-            place=str(parts[0].extent.file.parent),
-            expected=f"{places} matrices of one shape and dtype from each expert",
+            f"the experts of `{name}` are not alike and cannot be fused",
+            place=str(stored[0].extent.file.parent),
+            expected=f"{places} matri{'x' if places == 1 else 'ces'} of one shape and dtype from each expert",
             hint="a merge without fused experts",
         )
-    shape = (len(experts), places * first.shape[0], *first.shape[1:])
-    spec = TensorSpec(first.name, first.dtype, shape)
-    return View(spec, tuple(part.extent for part in parts), tuple(spec.name for spec in specs))
+    spec = TensorSpec(first.name, first.dtype, (experts, places * first.shape[0], *first.shape[1:]))
+    return View(spec, tuple(one.extent for one in stored), tuple(one.spec.name for one in stored))

@@ -1,5 +1,6 @@
 """The tutorials' recipes and commands are run as they stand."""
 
+import json
 import os
 import re
 import shutil
@@ -53,3 +54,11 @@ def test_first_merge_leaves_what_it_promises(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "mergekit_config.yml").read_text(encoding="utf-8") == (
         ROOT / "examples" / "recipes" / "four_languages.yml"
     ).read_text(encoding="utf-8")
+
+
+def test_the_schema_for_editors_is_current() -> None:
+    from mergekit.plan import VOCABULARY
+    from mergekit.recipe import recipe_schema
+
+    kept = json.loads((ROOT / "docs" / "reference" / "recipe.schema.json").read_text(encoding="utf-8"))
+    assert kept == recipe_schema(VOCABULARY), "run `mergekit schema > docs/reference/recipe.schema.json`"
