@@ -6,9 +6,10 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from types import TracebackType
 from typing import final
 
@@ -16,6 +17,8 @@ from mergekit.checkpoint.header import header_bytes
 from mergekit.checkpoint.reading import Buffer, octets
 from mergekit.checkpoint.tensors import TensorSpec
 from mergekit.errors import OutputError
+
+_FLUSH_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ class ShardWriter:
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self._descriptors: dict[Path, int] = {}
+        self._flusher: Thread | None = None
+        self._stop = Event()
         self._places = {
             spec.name: (folder / shard.file, shard.starts[spec.name], spec.nbytes)
             for shard in shards
@@ -118,6 +123,8 @@ class ShardWriter:
         except BaseException:
             self.close()
             raise
+        self._flusher = Thread(target=_flush, args=(tuple(self._descriptors.values()), self._stop), daemon=True)
+        self._flusher.start()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -155,6 +162,7 @@ class ShardWriter:
         Raises:
             OutputError: the disk did not take them.
         """
+        self._stop_flushing()
         try:
             for file, descriptor in self._descriptors.items():
                 with _reported(file, os.fstat(descriptor).st_size):
@@ -164,8 +172,14 @@ class ShardWriter:
 
     def close(self) -> None:
         """Close the files as they are."""
+        self._stop_flushing()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+    def _stop_flushing(self) -> None:
+        if self._flusher is not None:
+            self._stop.set()
+            self._flusher.join()
 
     def _create(self, file: Path, shard: Shard) -> None:
         with _reported(file, shard.nbytes):
@@ -174,6 +188,14 @@ class ShardWriter:
             os.ftruncate(descriptor, shard.nbytes)
             _reserve(descriptor, shard.nbytes)
             _write_at(descriptor, 0, shard.head)
+
+
+def _flush(descriptors: Sequence[int], stop: Event) -> None:
+    """Send what was written to the disk while more is being computed, so that the end need not wait for all of it."""
+    while not stop.wait(_FLUSH_SECONDS):
+        for descriptor in descriptors:
+            with suppress(OSError):  # the last flush, which is waited for, meets the same error and reports it
+                getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def output_error(error: OSError, file: Path, nbytes: int) -> OutputError:

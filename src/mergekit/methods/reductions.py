@@ -270,7 +270,7 @@ class Kth(Reduction):
         name: key in `stats`; the value is a :class:`Cut`.
         keep: densities, one for each model.
 
-    Passes: deltas of 16-bit weights take one sweep as a rule, and one stripe more for the last tie; continuous ones two.
+    Passes: deltas of 16-bit weights take one sweep as a rule, and one stripe more for the last tie; others two.
     """
 
     name: str
