@@ -35,7 +35,8 @@ def _add(total: Raw, votes: Raw) -> None:
 def _agree(total: Raw, divisor: Raw, votes: Raw, elected: Raw, weight: Any) -> None:
     for j in range(total.size):
         vote = votes[j]
-        same = (vote > 0) if elected[j] >= 0 else (vote < 0)
+        # Not the same as `vote < 0` where there is no number: a broken input must break the output.
+        same = (vote > 0) if elected[j] >= 0 else not (vote >= 0)
         total[j] += vote if same else f32(0)
         divisor[j] += weight if same else f32(0)
 

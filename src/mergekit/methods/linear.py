@@ -29,7 +29,7 @@ class Linear(Combination):
     Reference: Wortsman et al. 2022, "Model soups", arXiv:2203.05482, Recipe 1.
 
     Example:
-        >>> Linear(weight=(0.6, 0.2), normalize=True).coefficients({})
+        >>> Linear(weight=(3.0, 1.0), normalize=True).coefficients({})
         (0.75, 0.25)
     """
 

@@ -68,7 +68,7 @@ class Ties(Method):
         deltas = trim(block.deltas, stats["cut"].bits, stats["cut"].edges - block.start)  # step 1
         votes = xp.stack([factor * delta for factor, delta in zip(self._factors(stats), deltas, strict=True)])
         elected = sum(votes[i] for i in range(votes.shape[0])) >= 0  # step 2
-        agree = xp.where(elected, votes > 0, votes < 0)
+        agree = xp.where(elected, votes > 0, ~(votes >= 0))  # where there is no number, it must stay so
         total = xp.zeros_like(block.base)
         divisor = xp.zeros_like(block.base)
         for vote, same, weight in zip(votes, agree, self.weight, strict=True):  # step 3

@@ -174,8 +174,10 @@ def _files(
         if template is not None:
             texts["chat_template.jinja"] = template
             copies.pop("chat_template.jinja", None)
-            if settings := copies.pop("tokenizer_config.json", None):
-                texts["tokenizer_config.json"] = tokenizer_config_with(settings.read_text(encoding="utf-8"), template)
+            settings = copies.get("tokenizer_config.json")
+            if settings and (edited := tokenizer_config_with(settings, template)) is not None:
+                texts["tokenizer_config.json"] = edited
+                del copies["tokenizer_config.json"]
     return copies, texts
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from mergekit.errors import Findings, Place
+from mergekit.errors import CheckpointError, Findings, Place
 from mergekit.recipe import nearest
 
 _LONGEST_NAME = 256  # characters
@@ -29,11 +29,21 @@ def model_template(root: Path) -> str | None:
         return (root / _FILE).read_text(encoding="utf-8").strip()
     if not (root / _SETTINGS).is_file():
         return None
-    found = json.loads((root / _SETTINGS).read_text(encoding="utf-8")).get("chat_template")
+    found = _read_object(root / _SETTINGS).get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found.strip() if isinstance(found, str) else None
+
+
+def _read_object(file: Path) -> dict[str, object]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"not valid JSON: {error}", place=str(file)) from error
+    if not isinstance(found, dict):
+        raise CheckpointError("not a JSON object", place=str(file))
+    return found
 
 
 def _mistake(template: str) -> str | None:
@@ -96,13 +106,16 @@ def _majority(roots: Sequence[Path], findings: Findings) -> str | None:
     return Counter(found).most_common(1)[0][0]  # equal counts stay in the order of first appearance
 
 
-def tokenizer_config_with(text: str, template: str) -> str:
+def tokenizer_config_with(file: Path, template: str) -> str | None:
     """The text of a tokenizer_config.json that agrees with a chat template in a file of its own.
 
-    A template inside is replaced; where there is none the text stays as it is.
+    A template inside is replaced; None where there is none, so that the file can stay as it is.
+
+    Raises:
+        CheckpointError: the file is not JSON.
     """
-    settings = json.loads(text)
+    settings = _read_object(file)
     if "chat_template" not in settings:
-        return text
+        return None
     settings["chat_template"] = template
     return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
