@@ -22,7 +22,7 @@ from mergekit.plan import Plan, TensorTask
 
 _T = TypeVar("_T")
 
-_CHUNKS, _CHUNK = 16, 1024  # runs and entries of a run that a reduction sees as a sample
+_CHUNKS, _CHUNK = 8, 2048  # runs and entries of a run that a reduction sees as a sample
 _PER_WORKER = 4  # a tensor of more than this fraction of a worker's share is merged by all workers together
 
 

@@ -68,22 +68,24 @@ class Worker:
             self._buffers[use] = held = np.empty(nbytes, np.uint8)
         return held[:nbytes]
 
-    def stripes(self, span: Span) -> Iterator[Span]:
+    def stripes(self, span: Span) -> list[Span]:
         """The span cut into stripes."""
-        for start in range(span.start, span.stop, self.memory.stripe):
-            yield Span(start, min(start + self.memory.stripe, span.stop))
+        starts = range(span.start, span.stop, self.memory.stripe)
+        return [Span(start, min(start + self.memory.stripe, span.stop)) for start in starts]
 
     def sweep(self, task: TensorTask, span: Span, search: Search) -> Any:
         """Show the wanted stripes of a span to a search; returns what it noted."""
         scratch = search.scratch()
-        for start, rows in self._rows(task, span, search.wants):
-            search.visit(self.compute.block(rows, task.based, start), scratch)
+        for stripe in self.stripes(span):
+            if search.wants(stripe.start, stripe.stop):
+                search.visit(self.compute.block(self._read(task, stripe), task.based, stripe.start), scratch)
         return scratch
 
     def merge(self, task: TensorTask, span: Span, stats: Stats) -> Measure:
-        """Merge a span and write it."""
+        """Merge a span and write it, its last stripe first: what a sweep has read last is still in the cache."""
         measures = []
-        for start, rows in self._rows(task, span, _all):
+        for stripe in reversed(self.stripes(span)):
+            start, rows = stripe.start, self._read(task, stripe)
             out = self._out(task, rows.shape[1])
             self.compute.merge(task.method, self.compute.block(rows, task.based, start), stats, out)
             measures.append(self._measured(out, rows[0]))
@@ -135,12 +137,6 @@ class Worker:
                     expected="the same values in all models: integers are copied, never averaged",
                 )
 
-    def _rows(self, task: TensorTask, span: Span, wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, Raw]]:
-        """Stripes of all operands, one at a time in the same buffer."""
-        for stripe in self.stripes(span):
-            if wanted(stripe.start, stripe.stop):
-                yield stripe.start, self._read(task, stripe)
-
     def _read(self, task: TensorTask, stripe: Span) -> Raw:
         """All operands of a stripe, shape (k, n), in the task's row format."""
         entries = stripe.stop - stripe.start
@@ -181,10 +177,6 @@ class Worker:
         entries = out if task.out.dtype.name in RAW else out.astype(task.out.dtype.storage)
         self.writer.write(task.out.name, start * size, entries)
         self.advance(out.size * (size + task.read_bytes // max(1, task.out.count)))
-
-
-def _all(start: int, stop: int) -> bool:
-    return start < stop
 
 
 def _widen(raw: Raw, name: str, row: Raw) -> None:

@@ -18,17 +18,19 @@ ROOM = 8  # models whose votes are kept between the two rounds; those of further
 
 
 @inner
-def _vote(votes: Raw, row: Raw, origin: Raw, factor: Any, cut: Any, edge: Any) -> None:
+def _vote(votes: Raw, elected: Raw, row: Raw, origin: Raw, factor: Any, cut: Any, edge: Any) -> None:
     for j in range(votes.size):
         delta = load(row[j]) - origin[j]
         kept = (as_bits(delta) & MAGNITUDE) >= cut + u32(j > edge)
-        votes[j] = factor * delta if kept else f32(0)
+        vote = factor * delta if kept else f32(0)
+        votes[j] = vote
+        elected[j] += vote
 
 
 @inner
-def _add(total: Raw, votes: Raw) -> None:
-    for j in range(total.size):
-        total[j] += votes[j]
+def _clear(tile: Raw) -> None:
+    for j in range(tile.size):
+        tile[j] = f32(0)
 
 
 @inner
@@ -78,24 +80,27 @@ def elect_sum(
         cuts: uint32, shape (k,): bits of the least magnitude kept.
         edges: int64, shape (k,): of the entries whose magnitude equals the cut those up to this index are kept.
     """
-    tiles = stack_array(13312, weights)  # 4 + ROOM + 1 tiles, spelled out: the size must be a literal
+    origins, sums = stack_array(1024, weights), stack_array(1024, weights)  # TILE: sizes must be literals
+    totals, divisors = stack_array(1024, weights), stack_array(1024, weights)
+    ballots = stack_array(8192, weights)  # ROOM tiles
+    spare, again = stack_array(1024, weights), stack_array(1024, weights)  # for further models
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
         size = stop - start
-        origin, elected = tiles[:size], tiles[TILE : TILE + size]
-        total, divisor = tiles[2 * TILE : 2 * TILE + size], tiles[3 * TILE : 3 * TILE + size]
+        origin, elected, total, divisor = origins[:size], sums[:size], totals[:size], divisors[:size]
         _widen_into(origin, base[start:stop])
-        tiles[TILE : 4 * TILE] = 0
+        _clear(elected)
+        _clear(total)
+        _clear(divisor)
         for i in range(rows.shape[0]):
-            votes = tiles[(4 + min(i, ROOM)) * TILE : (4 + min(i, ROOM)) * TILE + size]
+            votes = ballots[i * TILE : i * TILE + size] if i < ROOM else spare[:size]
             edge = np.int32(min(max(edges[i] - start, -1), TILE))
-            _vote(votes, rows[i, start:stop], origin, factors[i], cuts[i], edge)
-            _add(elected, votes)
+            _vote(votes, elected, rows[i, start:stop], origin, factors[i], cuts[i], edge)
         for i in range(rows.shape[0]):
-            votes = tiles[(4 + min(i, ROOM)) * TILE : (4 + min(i, ROOM)) * TILE + size]
+            votes = ballots[i * TILE : i * TILE + size] if i < ROOM else spare[:size]
             if i >= ROOM:
                 edge = np.int32(min(max(edges[i] - start, -1), TILE))
-                _vote(votes, rows[i, start:stop], origin, factors[i], cuts[i], edge)
+                _vote(votes, again[:size], rows[i, start:stop], origin, factors[i], cuts[i], edge)
             _agree(total, divisor, votes, elected, weights[i])
         _finish(out[start:stop], origin, total, divisor, f32(scale), normalize != 0)
 
