@@ -72,6 +72,7 @@ class Team:
     def run(self, index: int, task: TensorTask) -> Outcome:
         """Make one tensor from beginning to end."""
         began = time.perf_counter()
+        self.each(task, lambda worker, span: worker.prefetch(task, span))
         operand = task.copied
         if operand is not None:
             measures = self.each(task, lambda worker, span: worker.copy(task, operand, span))

@@ -19,6 +19,8 @@ from mergekit.plan import Memory, Operand, TensorTask
 
 Raw = NDArray[Any]
 
+_AHEAD = 64 << 20  # bytes of each operand that are asked for ahead
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -72,6 +74,14 @@ class Worker:
         """The span cut into stripes."""
         starts = range(span.start, span.stop, self.memory.stripe)
         return [Span(start, min(start + self.memory.stripe, span.stop)) for start in starts]
+
+    def prefetch(self, task: TensorTask, span: Span) -> None:
+        """Have the system read a span, or its beginning, while this worker computes; from cold files that is faster."""
+        for operand in task.operands:
+            bits = operand.view.spec.dtype.bits
+            first, last = span.start * bits // 8, span.stop * bits // 8
+            for extent in operand.view.cut(first, min(last, first + _AHEAD)):
+                self.files.prefetch(extent)
 
     def sweep(self, task: TensorTask, span: Span, search: Search) -> Any:
         """Show the wanted stripes of a span to a search; returns what it noted."""
