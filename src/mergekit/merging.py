@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mergekit.checkpoint import Files, ShardWriter, shard_index
-from mergekit.checkpoint.writing import output_error
+from mergekit.checkpoint.writing import reported
 from mergekit.errors import OutputError
 from mergekit.plan import Plan, PlanOptions, plan_merge
 from mergekit.report import merge_report, model_card
@@ -123,20 +123,12 @@ def _write(
 def _write_files(folder: Path, copies: Mapping[str, Path], texts: Mapping[str, str]) -> None:
     for name, source in copies.items():
         target = folder / name
-        with _reported(target, source.stat().st_size):
+        with reported(target, source.stat().st_size):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
     for name, text in texts.items():
-        with _reported(folder / name, len(text.encode())):
+        with reported(folder / name, len(text.encode())):
             (folder / name).write_text(text, encoding="utf-8", newline="")
-
-
-@contextmanager
-def _reported(file: Path, nbytes: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise output_error(error, file, nbytes) from error
 
 
 def _refuse_occupied(out: Path, overwrite: bool) -> None:
@@ -164,7 +156,7 @@ def _refuse_input(out: Path, plan: Plan) -> None:
 def _partial_folder(out: Path) -> Iterator[Path]:
     """A fresh folder beside the output, which is gone again after an error."""
     partial = out.resolve().with_name(out.resolve().name + PARTIAL)
-    with _reported(partial, 0):
+    with reported(partial, 0):
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
@@ -178,7 +170,7 @@ def _partial_folder(out: Path) -> Iterator[Path]:
 def _publish(partial: Path, out: Path) -> None:
     """Give the finished folder its name."""
     final = out.resolve()
-    with _reported(final, 0):
+    with reported(final, 0):
         _sync(partial)
         if final.exists():
             replaced = final.with_name(final.name + _REPLACED)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_formats import FORMATS, RAW, decode, encode, rounded
@@ -126,7 +127,6 @@ def test_rounding_picks_the_nearest_number(name, value):
 
 
 def test_the_reference_rounding_agrees_with_numpy_and_torch():
-    torch = pytest.importorskip("torch")
     bits = np.random.default_rng(3).integers(0, 1 << 32, 200_000, np.uint32)
     values = bits.view(np.float32)
     values = values[~np.isnan(values)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_formats import weights_like
@@ -16,7 +17,7 @@ LIBRARIES = ("numpy", "torch")
 def wrapped(library, array):
     if library == "numpy":
         return array
-    return pytest.importorskip("torch").from_numpy(array)
+    return torch.from_numpy(array)
 
 
 def stack(seed, count, size, steps=0):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from kernel_formats import RAW, decode, encode
 
 from mergekit.kernels import GRAIN, arrays, fused
@@ -12,12 +13,6 @@ PATHS = ("fused", "default", "numpy", "torch")
 """The method's own kernel; `Method.fuse` of the base class; `merge` on NumPy arrays; `merge` on torch tensors."""
 
 TWINS = ("numpy", "torch")
-
-
-def torch_or_skip():
-    import pytest
-
-    return pytest.importorskip("torch")
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Stage:
         if self.path in ("fused", "default"):
             return Block(rows, self.based, start, fused)
         wide = decode(rows)
-        return Block(torch_or_skip().from_numpy(wide) if self.path == "torch" else wide, self.based, start, arrays)
+        return Block(torch.from_numpy(wide) if self.path == "torch" else wide, self.based, start, arrays)
 
     def spans(self):
         """The tensor cut into stripes, one list for each worker."""

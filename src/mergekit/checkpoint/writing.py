@@ -153,7 +153,7 @@ class ShardWriter:
         file, start, nbytes = self._places[name]
         if not 0 <= offset <= offset + data.nbytes <= nbytes:
             raise ValueError(f"bytes {offset} to {offset + data.nbytes} are outside of {name!r} with {nbytes} bytes")
-        with _reported(file, data.nbytes):
+        with reported(file, data.nbytes):
             _write_at(self._descriptors[file], start + offset, data)
 
     def finish(self) -> None:
@@ -165,7 +165,7 @@ class ShardWriter:
         self._stop_flushing()
         try:
             for file, descriptor in self._descriptors.items():
-                with _reported(file, os.fstat(descriptor).st_size):
+                with reported(file, os.fstat(descriptor).st_size):
                     os.fsync(descriptor)
         finally:
             self.close()
@@ -182,7 +182,7 @@ class ShardWriter:
             self._flusher.join()
 
     def _create(self, file: Path, shard: Shard) -> None:
-        with _reported(file, shard.nbytes):
+        with reported(file, shard.nbytes):
             # Readable too: where the C library has to reserve by itself, it reads what is there.
             self._descriptors[file] = descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
             os.ftruncate(descriptor, shard.nbytes)
@@ -218,7 +218,8 @@ def output_error(error: OSError, file: Path, nbytes: int) -> OutputError:
 
 
 @contextmanager
-def _reported(file: Path, nbytes: int) -> Iterator[None]:
+def reported(file: Path, nbytes: int) -> Iterator[None]:
+    """Turn what the operating system says about a file that is being written into an :class:`OutputError`."""
     try:
         yield
     except OSError as error:

@@ -18,6 +18,7 @@ from mergekit.errors import NonFiniteError
 from mergekit.kernels import GRAIN, grains
 from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats
+from mergekit.methods.reductions import exact_sums
 from mergekit.plan import Plan, TensorTask
 
 _T = TypeVar("_T")
@@ -100,9 +101,7 @@ class Team:
 
 
 def _outcome(index: int, measures: Sequence[Measure], seconds: float) -> Outcome:
-    norm, distance, reference = (
-        math.sqrt(math.fsum(value for part in measures for value in part.sums[:, column])) for column in range(3)
-    )
+    norm, distance, reference = map(math.sqrt, exact_sums([part.sums for part in measures]))
     return Outcome(index, norm, distance, reference, sum(part.broken for part in measures), seconds)
 
 
