@@ -62,3 +62,17 @@ def test_the_schema_for_editors_is_current() -> None:
 
     kept = json.loads((ROOT / "docs" / "reference" / "recipe.schema.json").read_text(encoding="utf-8"))
     assert kept == recipe_schema(VOCABULARY), "run `mergekit schema > docs/reference/recipe.schema.json`"
+
+
+def test_the_reference_names_every_method_with_its_parameters() -> None:
+    from mergekit.methods import METHODS
+
+    page = (ROOT / "docs" / "reference" / "recipe.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for name, method in METHODS.items():
+        for parameter in method.parameters():
+            default = "required" if parameter.required else f"{parameter.default:g}".lower()
+            default = str(parameter.default).lower() if isinstance(parameter.default, bool) else default
+            mark = " •" if parameter.per_model else ""
+            comma = "," if parameter.required else ""
+            assert f"`{parameter.name}`{mark}{comma} {default}" in rows[name], (name, parameter.name)
