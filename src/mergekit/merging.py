@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from mergekit.checkpoint import Files, ShardWriter, shard_index
+from mergekit.checkpoint.output import output_folder, partial_folder, refuse_occupied
 from mergekit.checkpoint.writing import reported
 from mergekit.errors import OutputError
 from mergekit.plan import Plan, PlanOptions, plan_merge
 from mergekit.report import merge_report, model_card
-
-PARTIAL = ".partial"
-"""Suffix of the folder that a merge writes to before it has everything."""
-
-_REPLACED = ".replaced"
-"""Suffix of the folder that an output takes the place of, until it is gone."""
 
 
 class Progress(Protocol):
@@ -89,14 +82,12 @@ def merge_recipe(
     """
     options, progress = options or MergeOptions(), progress or Silent()
     began = time.perf_counter()
-    _refuse_occupied(out, options.overwrite)
+    refuse_occupied(out, options.overwrite)
     plan = plan_merge(text, file=file, options=options.plan)
     _refuse_input(out, plan)
     progress.planned(plan)
-    with _partial_folder(out) as partial:
-        report = _write(plan, partial, out, options, progress, began)
-        _publish(partial, out)
-    return report
+    with output_folder(out, options.overwrite) as partial:
+        return _write(plan, partial, out, options, progress, began)
 
 
 def _write(
@@ -131,17 +122,10 @@ def _write_files(folder: Path, copies: Mapping[str, Path], texts: Mapping[str, s
             (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
-def _refuse_occupied(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputError("the output is a file", place=str(out), expected="a folder that does not exist yet")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputError("the output folder is not empty", place=str(out), hint="another folder, or `--overwrite`")
-
-
 def _refuse_input(out: Path, plan: Plan) -> None:
     """No folder that is replaced or swept away may hold an input."""
     final = out.resolve()
-    swept = (final, final.with_name(final.name + PARTIAL), final.with_name(final.name + _REPLACED))
+    swept = (final, partial_folder(out))
     for model in plan.models:
         root = model.checkpoint.root.resolve()
         if any(root.is_relative_to(folder) for folder in swept):
@@ -150,42 +134,3 @@ def _refuse_input(out: Path, plan: Plan) -> None:
                 place=str(out),
                 hint="another folder",
             )
-
-
-@contextmanager
-def _partial_folder(out: Path) -> Iterator[Path]:
-    """A fresh folder beside the output, which is gone again after an error."""
-    partial = out.resolve().with_name(out.resolve().name + PARTIAL)
-    with reported(partial, 0):
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name."""
-    final = out.resolve()
-    with reported(final, 0):
-        _sync(partial)
-        if final.exists():
-            replaced = final.with_name(final.name + _REPLACED)
-            shutil.rmtree(replaced, ignore_errors=True)
-            final.rename(replaced)
-            partial.rename(final)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(final)
-        _sync(final.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

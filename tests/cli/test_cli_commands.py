@@ -95,11 +95,12 @@ def test_a_closed_pipe_is_no_news(start):
     assert process.stderr.read() == ""
 
 
-def test_interruption(start, bench):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption(start, bench, number):
     process = start("-m", "mergekit", "yaml", "-", bench.out, stdin=subprocess.PIPE)
     process.stdin.write("#" * (1 << 20))  # more than a pipe holds: afterwards it waits for the rest of the recipe
     process.stdin.flush()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.stdin.close()  # Python looks at signals when the system call returns
     assert process.wait(timeout=60) == 130
     assert process.stderr.read() == "interrupted\n"

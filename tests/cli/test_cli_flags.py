@@ -149,6 +149,8 @@ def test_occupied_folders_are_replaced_only_on_request(bench):
     (bench.out / "precious").touch()
     assert bench.run().exit_code == 5
     assert (bench.out / "precious").exists()
+    assert bench.run("--overwrite").exit_code == 5, "not a model"
+    (bench.out / "config.json").write_text("{}")
     assert bench.run("--overwrite").exit_code == 0
     assert not (bench.out / "precious").exists()
 

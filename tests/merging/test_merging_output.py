@@ -14,6 +14,7 @@ import yaml
 from safetensors import safe_open
 from tiny_checkpoints import INDEX, llama_config, merge, octets, read_model, recipe, write_llama, write_model
 
+from mergekit.checkpoint.output import output_folder
 from mergekit.errors import CheckpointError, HeaderError, MergekitError, OutputError, RecipeError
 from mergekit.merging import MergeOptions, merge_recipe
 from mergekit.plan import PlanOptions
@@ -87,6 +88,7 @@ def test_a_file_is_refused(average, out):
 def test_overwrite_replaces_the_whole_folder(average, out):
     out.mkdir()
     (out / "model-00001-of-00002.safetensors").write_text("stale")
+    (out / "config.json").write_text("{}")
     merge(average, out, overwrite=True)
     assert "model-00001-of-00002.safetensors" not in names(out)
     assert sorted(path.name for path in out.parent.iterdir()) == ["models", "out"]
@@ -94,10 +96,78 @@ def test_overwrite_replaces_the_whole_folder(average, out):
 
 def test_overwrite_keeps_the_old_folder_when_the_merge_fails(models, out):
     out.mkdir()
-    (out / "old").write_text("old")
+    (out / "config.json").write_text("old")
     with pytest.raises(RecipeError):
         merge(recipe("linear", [models / "nobody"]), out, overwrite=True)
-    assert names(out) == ["old"]
+    assert names(out) == ["config.json"]
+
+
+def test_overwrite_replaces_nothing_but_models(average, out, monkeypatch):
+    out.mkdir()
+    (out / "thesis.tex").write_text("years")
+    with pytest.raises(OutputError, match="not a model"):
+        merge(average, out, overwrite=True)
+    (out / "config.json").write_text("{}")
+    monkeypatch.chdir(out)
+    with pytest.raises(OutputError, match="the folder you work in"):
+        merge(average, out, overwrite=True)
+    assert names(out) == ["config.json", "thesis.tex"]
+
+
+def test_a_folder_of_somebody_else_is_not_swept_away(average, out):
+    for suffix in (".partial", ".replaced"):
+        out.with_name(out.name + suffix).mkdir()
+        (out.with_name(out.name + suffix) / "precious").write_text("mine")
+    with pytest.raises(OutputError, match="not from an interrupted merge"):
+        merge(average, out)
+    shutil.rmtree(out.with_name("out.partial"))
+    merge(average, out)
+    merge(average, out, overwrite=True)
+    assert names(out.with_name("out.replaced")) == ["precious"]
+
+
+def test_only_one_process_writes_an_output(average, out):
+    with output_folder(out, False) as partial:
+        (partial / "weights").write_text("half")
+        with pytest.raises(OutputError, match="another process is writing"):
+            merge(average, out)
+        assert (partial / "weights").read_text() == "half"
+    assert names(out) == ["weights"]
+
+
+def test_an_output_that_appears_meanwhile_is_not_replaced(models, out):
+    with pytest.raises(OutputError, match="not empty"), output_folder(out, False):
+        shutil.copytree(out.parent / "models" / "a", out)
+    assert "model.safetensors" in names(out)
+    assert not out.with_name("out.partial").exists()
+
+
+def test_an_earlier_output_inside_the_donor_is_not_copied(models, average):
+    donor = models / "a"
+    merge(average, donor / "out1")
+    (donor / "self").symlink_to(donor)
+    merge(average, donor / "out2")
+    assert not (donor / "out2" / "out1").exists()
+    assert not (donor / "out2" / "self").exists()
+
+
+def test_more_shards_than_files_may_be_open(models, out):
+    """The limit is raised as far as the system allows; beyond that the merge is refused before anything is written."""
+    program = (
+        "import resource, sys; from pathlib import Path; from mergekit.merging import *; from mergekit.plan import *\n"
+        "soft, hard = (int(part) for part in sys.argv[3:]); resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "merge_recipe(sys.argv[1], Path(sys.argv[2]), options=MergeOptions(plan=PlanOptions(shard_bytes=1)))"
+    )
+    text = recipe("linear", [models / "a", models / "b"])
+    run = [sys.executable, "-c", program, text]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    subprocess.run([*run, str(out), "20", "4096"], env=environment, check=True)
+    assert len(list(out.glob("*.safetensors"))) > 20
+    done = subprocess.run(
+        [*run, str(out.with_name("no")), "20", "30"], env=environment, stderr=subprocess.PIPE, check=False
+    )
+    assert b"larger shards" in done.stderr
+    assert not out.with_name("no").exists()
 
 
 def test_an_input_is_never_the_output(models, average):
@@ -108,6 +178,7 @@ def test_an_input_is_never_the_output(models, average):
 
 
 def test_a_folder_that_holds_an_input_is_never_replaced(models, average):
+    (models / "config.json").write_text("{}")
     before = names(models)
     with pytest.raises(OutputError, match="models to be merged"):
         merge(average, models, overwrite=True)
@@ -125,6 +196,7 @@ def test_the_rest_of_an_interrupted_merge_is_swept_away(average, out):
     partial = out.with_name("out.partial")
     partial.mkdir()
     (partial / "model-00001-of-00009.safetensors").write_text("half")
+    (partial / ".mergekit-writes-here").touch()
     merge(average, out)
     assert not partial.exists()
     assert "model-00001-of-00009.safetensors" not in names(out)

@@ -322,3 +322,43 @@ def test_unknown_modules(llamas):
     modules = {"vision_tower": {"models": [{"model": str(llamas / "a")}]}}
     (problem,) = problems(recipe("passthrough", modules=modules))
     assert problem.what == "the model has no module `vision_tower`"
+
+
+# What a reader with fresh eyes found
+
+
+def test_a_range_far_beyond_the_model_is_refused_at_once(llamas):
+    (problem,) = problems(
+        f"""\
+merge_method: passthrough
+slices:
+- sources:
+  - model: {llamas}/a
+    layer_range: [0, 99999999999]
+"""
+    )
+    assert "goes beyond the 4 layers" in problem.what
+    assert problem.place.line == 5
+
+
+def test_a_revision_of_a_local_folder_is_warned_of(llamas):
+    found = plan(f"merge_method: passthrough\nmodels:\n- {{model: {llamas}/a, revision: v2}}\n").findings
+    (warning,) = found.warnings
+    assert "no revisions: v2 has no effect" in warning.what
+    assert warning.place.line == 3
+
+
+def test_a_name_of_the_hub_gets_a_way_out():
+    (problem,) = problems("merge_method: passthrough\nmodels:\n- model: somebody/some-model\n")
+    assert "hf download somebody/some-model" in problem.hint
+
+
+def test_a_config_that_counts_other_layers_than_there_are_is_warned_of(llamas):
+    file = llamas / "a" / "config.json"
+    before = file.read_text(encoding="utf-8")
+    file.write_text(json.dumps({**json.loads(before), "num_hidden_layers": 7}), encoding="utf-8")
+    try:
+        found = plan(f"merge_method: passthrough\nmodels:\n- model: {llamas}/a\n").findings
+    finally:
+        file.write_text(before, encoding="utf-8")
+    assert any("has 4 layers, and its config.json says num_hidden_layers 7" in entry.what for entry in found.warnings)

@@ -78,7 +78,8 @@ def _opened(root: Path) -> Checkpoint:
     if not root.is_dir():
         raise _missing(root)
     if not _is_there(root, _CONFIG):
-        raise CheckpointError(f"no {_CONFIG} in the folder", place=str(root), hint=_remedy(root))
+        hint = None if _is_there(root, _SINGLE) or _is_there(root, _INDEX) else _remedy(root)
+        raise CheckpointError(f"no {_CONFIG} in the folder", place=str(root), hint=hint)
     config = _read_object(root / _CONFIG)
     remarks: list[str] = []
     shards, weight_map = _find_shards(root, remarks)

@@ -19,6 +19,7 @@ from mergekit.checkpoint.tensors import TensorSpec
 from mergekit.errors import OutputError
 
 _FLUSH_SECONDS = 0.2
+_OTHER_FILES = 512  # inputs, and what Python holds open
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class ShardWriter:
             for shard in shards
             for spec in shard.specs
         }
+        _allow_files(folder, len(shards))
         try:
             for shard in shards:
                 self._create(folder / shard.file, shard)
@@ -188,6 +190,21 @@ class ShardWriter:
             os.ftruncate(descriptor, shard.nbytes)
             _reserve(descriptor, shard.nbytes)
             _write_at(descriptor, 0, shard.head)
+
+
+def _allow_files(folder: Path, count: int) -> None:
+    """Let this process hold so many more files open, as far as the system allows."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        what = f"{count} shards are more files than the system lets a process open ({hard})"
+        raise OutputError(what, place=str(folder), hint="larger shards, `--out-shard-size`")
 
 
 def _flush(descriptors: Sequence[int], stop: Event) -> None:

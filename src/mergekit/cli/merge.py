@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
 @option(GENERAL, "--quiet/--no-quiet", help="Say nothing but warnings and errors.")
 @option(GENERAL, "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
 @option(GENERAL, "--strict", is_flag=True, help="Treat warnings about the recipe as errors.")
-@option(DANGEROUS, "--overwrite", is_flag=True, help="Replace OUT_PATH if it is there.")
+@option(DANGEROUS, "--overwrite", is_flag=True, help="Replace OUT_PATH if there is a model.")
 @option(
     DANGEROUS,
     "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
@@ -135,6 +136,7 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     from mergekit.merging import merge_recipe
     from mergekit.report.record import headline
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being stopped leaves as little behind as Ctrl-C
     name = "<stdin>" if config_file == "-" else config_file
     text = _text(config_file, name)
     with Narrator(output) as narrator:

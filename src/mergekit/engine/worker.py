@@ -140,10 +140,12 @@ class Worker:
             octets = octets[extent.nbytes :]
 
     def _compare(self, task: TensorTask, expected: Raw, first: int, last: int) -> None:
+        operand = task.operands[0]
         for other in task.operands[1:]:
             if not np.array_equal(expected, self._bytes("other", other, first, last)):
                 raise IncompatibleModelsError(
                     f"`{task.out.name}` holds {task.out.dtype.title} and differs between the models",
+                    place=f"{operand.view.extents[0].file} and {other.view.extents[0].file}",
                     expected="the same values in all models: integers are copied, never averaged",
                 )
 

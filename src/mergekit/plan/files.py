@@ -29,7 +29,8 @@ def _is_like(name: str, patterns: str) -> bool:
 def _files(folder: Path) -> Iterator[Path]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
-            if not any(fnmatch(entry.name, pattern) for pattern in _FOLDERS):
+            another_merge = (entry / "merge_report.json").exists()
+            if not (entry.is_symlink() or another_merge or any(fnmatch(entry.name, pattern) for pattern in _FOLDERS)):
                 yield from _files(entry)
         elif entry.is_file():
             yield entry

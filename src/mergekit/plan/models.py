@@ -104,6 +104,14 @@ def _where(recipe: Recipe, ref: ModelRef) -> str:
     return found[0] if found else "base_model"
 
 
+def _hub_hint(ref: ModelRef) -> str | None:
+    """What to do about a name of the hub, which this version does not download from."""
+    owner, slash, name = ref.model.path.partition("/")
+    if not slash or not name or "/" in name or owner in ("", ".", "..", "~") or Path(owner).exists():
+        return None
+    return f"`hf download {ref.model.path} --local-dir FOLDER`, and FOLDER as the model: this version does not download"
+
+
 def _open(recipe: Recipe, ref: ModelRef, findings: Findings) -> Checkpoint | None:
     place = recipe.place(_where(recipe, ref))
     if ref.adapter is not None:
@@ -114,9 +122,13 @@ def _open(recipe: Recipe, ref: ModelRef, findings: Findings) -> Checkpoint | Non
     except CheckpointError as error:
         problem = error.problem
         what = f"{ref}: {problem.what}"
+        hint = problem.hint or _hub_hint(ref)
         inside = f" in {problem.place}" if problem.place and str(problem.place) != ref.model.path else ""
-        findings.error(what + inside, place, problem.expected, problem.hint)
+        findings.error(what + inside, place, problem.expected, hint)
         return None
+    if ref.model.revision:
+        what = f"{ref.model.path} is a local folder, which has no revisions: {ref.model.revision} has no effect"
+        findings.warn(what, place)
     for remark in checkpoint.remarks:
         findings.warn(f"{ref}: {remark}", place)
     return checkpoint

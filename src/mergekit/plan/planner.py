@@ -105,6 +105,7 @@ def _plan(
     findings.raise_errors(options.strict)
     _refuse_unequal_depth(modules, models)
     _note_architectures(models, findings)
+    _note_heights(models, findings)
     assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary)
     tasks = assembler.assemble(wanted)
     _refuse_quantised(tasks, models)
@@ -149,6 +150,19 @@ def _note_architectures(models: Sequence[Model], findings: Findings) -> None:
     for reason in differences(models):
         if reason.startswith("model_type "):
             findings.warn(f"the models call themselves different architectures: {reason}")
+
+
+_HEIGHTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def _note_heights(models: Sequence[Model], findings: Findings) -> None:
+    """Warn of configs whose number of layers is not that of the tensors: loaders would make up what is not there."""
+    for model in models:
+        stack = model.layout.main.stack
+        if stack is not None and stack.count_key is None:
+            told = {key: model.checkpoint.config[key] for key in _HEIGHTS if key in model.checkpoint.config}
+            for key, value in told.items():
+                findings.warn(f"{model.ref} has {stack.count} layers, and its config.json says {key} {value}")
 
 
 def _refuse_quantised(tasks: Sequence[TensorTask], models: Sequence[Model]) -> None:

@@ -137,13 +137,13 @@ class Arranger:
         return ModuleSegments(module, segments, sliced=True)
 
     def _slice(self, module: ModuleLayout, piece: Slice, levels: tuple[Parameters, ...]) -> Segment:
-        inputs = []
-        for source in piece.sources:
-            layers = source.layers or range(0)
-            self._check_range(module, source, layers)
-            inputs.append(Input(self._index(source.model), layers.start, source.parameters))
+        fitting = [self._fits(module, source) for source in piece.sources]
+        inputs = [
+            Input(self._index(source.model), source.layers.start if source.layers else 0, source.parameters)
+            for source in piece.sources
+        ]
         base = self._base_of(inputs, self._base_ref(piece.base_model, piece.sources), piece.path)
-        count = len(piece.sources[0].layers or ()) if piece.sources else 0
+        count = len(piece.sources[0].layers or ()) if piece.sources and all(fitting) else 0
         return self._segment(inputs, base, count, (piece.parameters, *levels), piece.path)
 
     def _segment(
@@ -155,7 +155,8 @@ class Arranger:
         alike = {name: setting for name in shared if (setting := shared_by_all(name, own)) is not None}
         return Segment(tuple(inputs), base, layers, (Parameters(alike, path), *levels, self.recipe.parameters), path)
 
-    def _check_range(self, module: ModuleLayout, source: Source, layers: range) -> None:
+    def _fits(self, module: ModuleLayout, source: Source) -> bool:
+        layers = source.layers or range(0)
         own = self.models[self._index(source.model)].layout.module(module.name)
         count = own.stack.count if own and own.stack else 0
         if layers.stop > count:
@@ -164,6 +165,7 @@ class Arranger:
                 self.recipe.place(f"{source.path}.layer_range"),
                 f"an end of at most {count}",
             )
+        return layers.stop <= count
 
     def _check_count(self, inputs: Sequence[Input], base: Input | None, path: str) -> None:
         needs = self.method.needs

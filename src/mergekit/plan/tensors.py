@@ -204,10 +204,10 @@ class Assembler:
             return None  # a value of the wrong type, which is an error of the recipe already
         method = self.method(**values)
         place = self.recipe.place(slot.segment.path)
-        known = {problem.what for problem in self.findings.errors if problem.place == place}
+        known = [problem.what for problem in self.findings.errors if problem.place == place]
         for mistake in method.mistakes():
-            if mistake not in known:
-                self.findings.error(mistake, place, hint=f"first seen at `{slot.name}`")
+            if not any(what.startswith(mistake) for what in known):
+                self.findings.error(f"{mistake} (first at `{slot.name}`)", place)
         return method
 
     def _view(self, entry: Input, key: Key) -> View | None:
