@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mergekit.merging import MergeOptions
 
 DANGEROUS = "Dangerous options"
-STORAGE = "Storage options"
 OTHER = "Miscellaneous options"
 PERFORMANCE = "Performance options"
 WRITTEN = "Output settings"

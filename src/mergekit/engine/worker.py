@@ -152,13 +152,14 @@ class Worker:
     def _read(self, task: TensorTask, stripe: Span) -> Raw:
         """All operands of a stripe, shape (k, n), in the task's row format."""
         entries = stripe.stop - stripe.start
-        dtype = np.dtype(RAW[task.row_format])
+        row_format = task.row_format
+        dtype = np.dtype(RAW[row_format])
         room = self._buffer("rows", len(task.operands) * entries * dtype.itemsize)
         rows = room.view(dtype).reshape(len(task.operands), entries)
         for row, operand in zip(rows, task.operands, strict=True):
             stored = operand.view.spec.dtype
             first, last = stripe.start * stored.bits // 8, stripe.stop * stored.bits // 8
-            if stored.name == task.row_format:
+            if stored.name == row_format:
                 self._fill(row, operand, first, last)
             else:
                 _widen(self._bytes("raw", operand, first, last), stored.name, row)

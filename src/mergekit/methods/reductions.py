@@ -139,9 +139,8 @@ class _Row:
             self.stage = "bracket"
             return
         place = found[0]
-        self.bits, self.wanted = int(self.values[place]), self.keep - int(above[place])
-        if self.wanted == ties[place] or self.bits == 0:  # a delta of 0 adds nothing, kept or not
-            self.finish(entries)
+        self.wanted = self.keep - int(above[place])
+        if self._settled(int(self.values[place]), self.wanted == ties[place], entries):
             return
         passed = np.cumsum(equal[:, place], dtype=np.int64)
         self.grain = int(np.searchsorted(passed, self.wanted))
@@ -160,16 +159,15 @@ class _Row:
             place = BINS - 1 - int(np.searchsorted(from_top, rank))
             wanted = rank - int(from_top[BINS - 1 - place] - bins[0, place])
             self.low, self.high = self.low + int(bins[1, place]), self.low + int(bins[2, place])
-            if self.low == self.high:
-                self._settle(self.low, wanted, int(bins[0, place]), entries)
+            if self.low == self.high and not self._settled(self.low, wanted == bins[0, place], entries):
+                self.guess(np.array([self.low], np.uint32))
 
-    def _settle(self, value: int, wanted: int, ties: int, entries: int) -> None:
-        """The cut is this value; all is known unless only some of its ties are kept."""
-        self.bits = value
-        if wanted == ties or value == 0:  # a delta of 0 adds nothing, kept or not
+    def _settled(self, cut: int, all_ties: bool, entries: int) -> bool:
+        """The cut is known; that is the end unless only some of its ties are kept."""
+        self.bits = cut
+        if all_ties or cut == 0:  # a delta of 0 adds nothing, kept or not
             self.finish(entries)
-        else:
-            self.guess(np.array([value], np.uint32))
+        return self.stage == "done"
 
     def finish(self, edge: int) -> None:
         self.edge, self.stage = edge, "done"

@@ -49,8 +49,8 @@ class Model:
         return _key(self.layout, name) if name and not self.layout.tied else None
 
     @property
-    def head_stand_in(self) -> View | None:
-        """The embedding, which serves as output head where there is none."""
+    def embedding(self) -> View | None:
+        """The input embedding, which serves as output head where there is none."""
         name = self.layout.embedding
         return self.views.get(_key(self.layout, name)) if name else None
 
@@ -96,9 +96,8 @@ def _where(recipe: Recipe, ref: ModelRef) -> str:
     """Path of the first mention of a model in the recipe."""
     if ref == recipe.base_model:
         return "base_model"
-    slices = [*recipe.slices, *(piece for module in recipe.modules for piece in module.slices)]
-    sources = [*recipe.models, *(entry for module in recipe.modules for entry in module.models)]
-    sources += [source for piece in slices for source in piece.sources]
+    slices = recipe.every_slice()
+    sources = [*recipe.every_entry(), *(source for piece in slices for source in piece.sources)]
     found = [f"{source.path}.model" for source in sources if source.model == ref]
     found += [f"{piece.path}.base_model" for piece in slices if piece.base_model == ref]
     return found[0] if found else "base_model"

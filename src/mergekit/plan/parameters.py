@@ -29,10 +29,9 @@ class Level:
 
 def levels(recipe: Recipe) -> Iterator[Level]:
     """Every mapping of parameters in a recipe, in its order."""
-    slices = [*recipe.slices, *(piece for module in recipe.modules for piece in module.slices)]
-    entries = [*recipe.models, *(entry for module in recipe.modules for entry in module.models)]
+    entries = recipe.every_entry()
     yield from (Level(entry.parameters, True, entry.model == recipe.base_model) for entry in entries)
-    for piece in slices:
+    for piece in recipe.every_slice():
         base = piece.base_model or recipe.base_model
         yield from (Level(source.parameters, True, source.model == base) for source in piece.sources)
         yield Level(piece.parameters, False)
@@ -43,8 +42,7 @@ def levels(recipe: Recipe) -> Iterator[Level]:
 def groups(recipe: Recipe) -> Iterator[tuple[Parameters, ...]]:
     """Parameters of models that stand side by side: one group for `models`, one for each slice."""
     yield tuple(entry.parameters for entry in recipe.models if entry.model != recipe.base_model)
-    slices = [*recipe.slices, *(piece for module in recipe.modules for piece in module.slices)]
-    for piece in slices:
+    for piece in recipe.every_slice():
         base = piece.base_model or recipe.base_model
         yield tuple(source.parameters for source in piece.sources if source.model != base)
     for module in recipe.modules:

@@ -241,13 +241,5 @@ def _written_vocabulary(donor: Model, tasks: Sequence[TensorTask]) -> int | None
     """Rows of the output's embedding, if they are not the donor's."""
     name = donor.layout.embedding
     rows = next((task.out.shape[0] for task in tasks if task.out.name == name), None)
-    own = _donor_rows(donor, name)
-    return rows if rows != own else None
-
-
-def _donor_rows(donor: Model, name: str | None) -> int | None:
-    if name is None:
-        return None
-    part = donor.layout.parts[name]
-    view = donor.views.get((part.module, part.layer, part.suffix))
-    return view.spec.shape[0] if view else None
+    own = donor.embedding
+    return rows if own is None or rows != own.spec.shape[0] else None

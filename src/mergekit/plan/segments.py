@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergekit.errors import Findings
@@ -45,11 +45,6 @@ class Segment:
     layers: int
     levels: tuple[Parameters, ...]
     path: str
-
-    @property
-    def others(self) -> tuple[Input, ...]:
-        """The inputs without the base."""
-        return tuple(entry for entry in self.inputs if entry is not self.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +208,3 @@ class Arranger:
 
     def _index(self, ref: ModelRef) -> int:
         return next(index for index, model in enumerate(self.models) if model.ref == ref)
-
-
-def all_inputs(modules: Sequence[ModuleSegments]) -> Iterator[tuple[Segment, Input]]:
-    """Every input of every segment."""
-    for module in modules:
-        for segment in module.segments:
-            for entry in segment.inputs:
-                yield segment, entry

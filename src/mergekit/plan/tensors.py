@@ -215,7 +215,7 @@ class Assembler:
         if key in model.views:
             return model.views[key]
         is_head = any((part := other.part(key)) and part.role == "head" for other in self.models)
-        return model.head_stand_in if is_head else None
+        return model.embedding if is_head else None
 
     def _cropped(self, slot: Slot, view: View) -> View:
         """The rows that all inputs have, of a tensor with a row per token, if cropping is asked for."""

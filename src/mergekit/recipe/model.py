@@ -178,6 +178,14 @@ class Recipe:
         """Return where `path` stands; what is not written gets the line of the nearest part around it."""
         return Place(path, self.file, line_of(path, self.lines))
 
+    def every_entry(self) -> tuple[Source, ...]:
+        """Return the whole models of the recipe and of its modules, in order."""
+        return (*self.models, *(entry for module in self.modules for entry in module.models))
+
+    def every_slice(self) -> tuple[Slice, ...]:
+        """Return the slices of the recipe and of its modules, in order."""
+        return (*self.slices, *(piece for module in self.modules for piece in module.slices))
+
     def references(self) -> tuple[ModelRef, ...]:
         """Return every model that takes part, the base model first, then in order of appearance, once each.
 
