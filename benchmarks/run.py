@@ -40,15 +40,28 @@ def plain(*names: str) -> list[dict[str, Any]]:
 
 
 THREE = {"a": 0.5, "b": 0.3, "c": 0.2}
+OF_BASE: dict[str, Any] = {"base_model": "base"}
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"models": weighted(base=0.1, a=0.2, b=0.3, c=0.4)},
-    "slerp": {"base_model": "base", "models": plain("base", "a"), "parameters": {"t": 0.4}},
-    "ties": {"base_model": "base", "models": trimmed(0.5, **THREE)},
-    "task_arithmetic": {"base_model": "base", "models": weighted(**THREE)},
+    "slerp": OF_BASE | {"models": plain("base", "a"), "parameters": {"t": 0.4}},
+    "nuslerp": OF_BASE | {"models": weighted(a=0.6, b=0.4)},
+    "multislerp": OF_BASE | {"models": weighted(**THREE)},
+    "karcher": {"models": plain("base", "a", "b", "c"), "parameters": {"max_iter": 10, "tol": 1e-5}},
+    "model_stock": OF_BASE | {"models": plain("a", "b", "c")},
+    "task_arithmetic": OF_BASE | {"models": weighted(**THREE)},
+    "ties": OF_BASE | {"models": trimmed(0.5, **THREE)},
+    "dare_linear": OF_BASE | {"models": trimmed(0.5, **THREE)},
+    "dare_ties": OF_BASE | {"models": trimmed(0.5, **THREE)},
+    "breadcrumbs": OF_BASE | {"models": trimmed(0.6, **THREE), "parameters": {"gamma": 0.05}},
+    "breadcrumbs_ties": OF_BASE | {"models": trimmed(0.6, **THREE), "parameters": {"gamma": 0.05}},
+    "della": OF_BASE | {"models": trimmed(0.5, **THREE), "parameters": {"epsilon": 0.1}},
+    "della_linear": OF_BASE | {"models": trimmed(0.5, **THREE), "parameters": {"epsilon": 0.1}},
+    "sce": OF_BASE | {"models": plain("a", "b", "c"), "parameters": {"select_topk": 0.5}},
+    "ram": OF_BASE | {"models": plain("a", "b", "c")},
+    "ramplus_tl": OF_BASE | {"models": plain("a", "b", "c")},
+    "nearswap": OF_BASE | {"models": plain("a"), "parameters": {"t": 0.001}},
+    "arcee_fusion": OF_BASE | {"models": plain("a")},
     "passthrough": {"models": plain("a")},
-    "dare_ties": {"base_model": "base", "models": trimmed(0.5, **THREE)},
-    "model_stock": {"base_model": "base", "models": plain("a", "b", "c")},
-    "sce": {"base_model": "base", "models": plain("a", "b", "c"), "parameters": {"select_topk": 0.5}},
 }
 """Recipes by the name of their method; `base`, `a`, `b` and `c` stand for the folders of the models."""
 

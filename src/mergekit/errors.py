@@ -14,7 +14,8 @@
     ├── NonFiniteError            6   the merge produced NaN or infinity
     ├── BudgetError               7   the merge does not fit the memory it may use
     ├── DeviceError               8   the requested device is not there
-    └── VerificationError         9   a written model is not what its report says
+    ├── VerificationError         9   a written model is not what its report says
+    └── MethodError               10  a merge method of somebody else's cannot be loaded, or fails
 
 A message has up to four lines: what is wrong with the value; ``at`` where; ``expected`` what; ``try`` what.
 """
@@ -214,3 +215,9 @@ class VerificationError(MergekitError):
     """A written model is not what its report says."""
 
     exit_code = 9
+
+
+class MethodError(MergekitError):
+    """A merge method that did not come with mergekit cannot be loaded, or fails."""
+
+    exit_code = 10

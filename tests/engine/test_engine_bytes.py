@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from papers import PAPERS
+from papers_delta_sum import RANDOM
 from tiny_checkpoints import (
     assert_rounded,
     fine_tuned,
@@ -40,15 +41,35 @@ ODD = {
 }
 """Tensors that no stripe divides evenly."""
 
-PARAMETERS = {
-    "linear": {"weight": [0.6, 0.3, 0.4], "normalize": True},
-    "task_arithmetic": {"weight": [0.6, -0.3, 0.4], "lambda": 0.7, "normalize": False},
-    "ties": {"weight": [0.6, 0.3, 0.4], "density": [0.3, 1.0, 0.5], "lambda": 0.7, "normalize": True, "rescale": True},
-    "slerp": {"t": 0.3},
-    "passthrough": {"scale": [1.25]},
+
+def settings_of(method):
+    """Parameters that make a method do all it can, and the letters of the models it merges."""
+    needs, count = METHODS[method].needs, 3
+    count = max(needs.least, min(needs.most or count, count))
+    values = {}
+    for declared in METHODS[method].parameters():
+        first = SETTINGS.get((method, declared.name), SETTINGS.get(declared.name, declared.default))
+        values[declared.name] = [first * (1 - 0.1 * place) for place in range(count)] if declared.per_model else first
+    return values, "abc"[:count]
+
+
+SETTINGS = {
+    "weight": 0.6,
+    "density": 0.7,
+    "epsilon": 0.1,
+    "gamma": 0.05,
+    "lambda": 0.8,
+    "rescale": True,
+    "scale": 1.25,
+    "t": 0.3,
+    "filter_wise": True,
+    "nuslerp_flatten": False,
+    "select_topk": 0.4,
+    ("nearswap", "t"): 0.002,
+    ("ram", "epsilon"): 1e-4,
+    ("ramplus_tl", "epsilon"): 1e-4,
 }
-MODELS = {"slerp": "a", "passthrough": "a"}
-PER_MODEL = ("weight", "density", "scale")
+"""Values of parameters, of the first model where each has one; what is not here keeps its default."""
 
 
 def odd_tensors(seed, dtype):
@@ -67,21 +88,24 @@ def models(tmp_path_factory):
 
 
 def text_for(method, models, **settings):
-    names, parameters = MODELS.get(method, "abc"), PARAMETERS[method]
+    parameters, names = settings_of(method)
+    per_model = {each.name for each in METHODS[method].parameters() if each.per_model}
     own = [
-        {key: value[number] for key, value in parameters.items() if key in PER_MODEL} for number in range(len(names))
+        {key: value[number] for key, value in parameters.items() if key in per_model} for number in range(len(names))
     ]
-    shared = {key: value for key, value in parameters.items() if key not in PER_MODEL}
+    shared = {key: value for key, value in parameters.items() if key not in per_model and value != ""}
     entries = [(models / name, values) for name, values in zip(names, own, strict=True)]
-    base = str(models / "base") if METHODS[method].needs.base == "required" else None
+    base = None if METHODS[method].needs.base == "ignored" else str(models / "base")
     return recipe(method, entries, base_model=base, parameters=shared, **settings)
 
 
 def reference(method, models, name):
     """What the paper makes of a tensor, in float64."""
-    read = {who: read_model(models / who)[name].double().numpy() for who in ("base", *MODELS.get(method, "abc"))}
-    rows = [read[who] for who in MODELS.get(method, "abc")]
-    return PAPERS[method](read["base"], rows, PARAMETERS[method])
+    parameters, names = settings_of(method)
+    read = {who: read_model(models / who)[name].double().numpy() for who in ("base", *names)}
+    drawn = {"tensor": name} if method in RANDOM else {}
+    base = None if METHODS[method].needs.base == "ignored" else read["base"]
+    return PAPERS[method](base, [read[who] for who in names], parameters, **drawn)
 
 
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float16", "float32", "float64"])

@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_formats import FORMATS, RAW, decode, encode, weights_like
+from kernel_formats import FORMATS, decode, encode, weights_like
 
-from mergekit.kernels import BINS, GRAIN, grains
+from mergekit.kernels import BINS, GRAIN, arrays, fused, grains
 from mergekit.kernels.arrays import fresh_bins
-from mergekit.kernels.elect import TILE
-from mergekit.kernels.fused import count_values, elect_sum, magnitude_bits, masses, sweep
+from mergekit.kernels.fused import count_values, magnitude_bits, sweep
 
 TOP = 0x7FFFFFFF
 SIZES = (0, 1, 31, 33, 2047, 2048, 2049, GRAIN + 1, 3 * GRAIN + 5)
@@ -45,6 +44,21 @@ def test_magnitudes(name, size):
     found = np.empty(size, np.uint32)
     magnitude_bits(row, base, found)
     np.testing.assert_array_equal(found, bits_of(row, base))
+
+
+@pytest.mark.parametrize("reducers", [fused, arrays])
+def test_a_base_without_entries_stands_for_zeros(reducers):
+    row = weights_like(3, 5000, "F32")
+    nothing, zeros = row[:0], np.zeros_like(row)
+    found = []
+    for base in (nothing, zeros):
+        bits, bins, equal, above = np.empty(5000, np.uint32), fresh_bins(), np.empty((2, 2), np.int32), np.zeros(2, int)
+        reducers.magnitude_bits(row, base, bits)
+        reducers.count_values(row, base, bits[:2], GRAIN, equal, above)
+        found.append([bits, bins, equal, above, reducers.sweep(row, base, 0, TOP, 17, bins)])
+    for own, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(own, other)
+    np.testing.assert_array_equal(found[0][0], row.view(np.uint32) & np.uint32(TOP))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -99,46 +113,8 @@ def test_a_few_values_are_counted_per_grain(name, size):
     values = np.array(sorted({0, *bits[:5].tolist(), TOP}), np.uint32)
     equal = np.full((grains(size), values.size), -1, np.int32)
     above = np.full(values.size, 5, np.int64)
-    count_values(row, base, values, equal, above)
+    count_values(row, base, values, GRAIN, equal, above)
     for place, value in enumerate(values):
         expected = [(bits[start : start + GRAIN] == value).sum() for start in range(0, size, GRAIN)]
         np.testing.assert_array_equal(equal[:, place], expected)
         assert above[place] == 5 + (bits > value).sum()
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.sampled_from(FORMATS), st.integers(1, 3 * GRAIN), st.integers(0, 10**6), st.data())
-def test_masses_before_and_after_trimming(name, size, seed, data):
-    row, base = pair(seed, size, name)
-    bits = bits_of(row, base)
-    cut = data.draw(st.sampled_from([0, *bits[:5].tolist(), TOP, 0xFFFFFFFF]))
-    edge = data.draw(st.sampled_from([-(10**12), -1, 0, size // 2, GRAIN - 1, GRAIN, size, 10**12]))
-    sums = np.full((grains(size), 2), np.nan)
-    masses(row, base, cut, edge, sums)
-    mass = np.abs(decode(row) - decode(base)).astype(np.float64)
-    kept = (bits > cut) | ((bits == cut) & (np.arange(size) <= edge))
-    for grain, start in enumerate(range(0, size, GRAIN)):
-        part = slice(start, start + GRAIN)
-        assert sums[grain, 0] == pytest.approx(mass[part].sum(), rel=1e-12)
-        assert sums[grain, 1] == pytest.approx(mass[part][kept[part]].sum(), rel=1e-12)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("edge", [-(10**12), -1, 0, 1, TILE - 2, TILE - 1, TILE, 2 * TILE, 3000, 3001, 10**12])
-def test_equal_magnitudes_are_kept_up_to_the_edge(name, edge):
-    size = 3002
-    base, row = encode(np.zeros(size), name), encode(np.where(np.arange(size) % 3, 1.0, -1.0), name)
-    one = np.array([1], np.float32)
-    cut = one.view(np.uint32)
-    out = np.empty(size, RAW[name])
-    elect_sum(base, row[None], one, one, cut, np.array([edge], np.int64), 1.0, True, out)
-    np.testing.assert_array_equal(decode(out), np.where(np.arange(size) <= edge, decode(row), 0))
-
-
-@pytest.mark.parametrize("edge", [-1, 0, 10**12])
-def test_a_cut_beyond_all_numbers_keeps_nothing(edge):
-    row = np.array([1, -2, np.inf, 3.4e38, 0], np.float32)
-    base, one = np.zeros_like(row), np.array([1], np.float32)
-    out = np.empty_like(row)
-    elect_sum(base, row[None], one, one, np.array([0xFFFFFFFF], np.uint32), np.array([edge]), 1.0, True, out)
-    np.testing.assert_array_equal(out, base)

@@ -37,7 +37,7 @@ def test_gram_per_grain(name, size):
     for count in range(1, 6):
         rows = weights_like(count, (count, size), name)
         sums = np.full((grains(size), count, count), np.nan)
-        gram(rows, sums)
+        gram(rows, GRAIN, sums)
         assert_dots(sums, per_grain(decode(rows)))
 
 
@@ -48,7 +48,7 @@ def test_gram_of_deltas_per_grain(name, size):
         base = weights_like(99, size, name)
         rows = encode(decode(base) + decode(weights_like(count, (count, size), "F32", 0.01)), name)
         sums = np.full((grains(size), count, count), np.nan)
-        gram_deltas(base, rows, sums)
+        gram_deltas(base, rows, GRAIN, sums)
         assert_dots(sums, per_grain(decode(rows) - decode(base)))
 
 
@@ -57,13 +57,13 @@ def test_gram_of_deltas_per_grain(name, size):
 def test_gram_of_any_shape(count, size, name, seed):
     rows = weights_like(seed, (count, size), name)
     sums = np.empty((grains(size), count, count))
-    gram(rows, sums)
+    gram(rows, GRAIN, sums)
     assert_dots(sums, per_grain(decode(rows)))
 
 
 def measured(row, reference):
     sums = np.full((grains(row.size), 3), np.nan)
-    broken = measure(row, reference, sums)
+    broken = measure(row, reference, GRAIN, sums)
     return sums, broken
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from kernel_formats import RAW, decode, encode
 
-from mergekit.kernels import GRAIN, arrays, fused
-from mergekit.methods import Block, Method
+from mergekit.kernels import arrays, fused
+from mergekit.methods import Block, Method, Target
 
 PATHS = ("fused", "default", "numpy", "torch")
 """The method's own kernel; `Method.fuse` of the base class; `merge` on NumPy arrays; `merge` on torch tensors."""
@@ -21,18 +21,20 @@ class Stage:
 
     Parameters:
         rows: raw entries, shape (k, n), the base first if `based`.
+        target: the tensor.
         path: one of `PATHS`.
         stripe: grains at a time; None for the whole tensor.
         workers: into how many spans sweeps are divided.
-        sampling: how many runs of how many entries a reduction sees as a sample.
+        sampled: how many grains a reduction sees as a sample.
     """
 
     rows: np.ndarray
     based: bool
+    target: Target
     path: str = "fused"
     stripe: int | None = None
     workers: int = 1
-    sampling: tuple[int, int] = (8, 256)
+    sampled: int = 3
 
     @property
     def entries(self):
@@ -41,28 +43,29 @@ class Stage:
     def block(self, rows, start):
         rows = np.ascontiguousarray(rows)
         if self.path in ("fused", "default"):
-            return Block(rows, self.based, start, fused)
+            return Block(rows, self.based, start, fused, self.target)
         wide = decode(rows)
-        return Block(torch.from_numpy(wide) if self.path == "torch" else wide, self.based, start, arrays)
+        return Block(torch.from_numpy(wide) if self.path == "torch" else wide, self.based, start, arrays, self.target)
 
     def spans(self):
         """The tensor cut into stripes, one list for each worker."""
-        step = GRAIN * (self.stripe or max(1, self.entries))
+        step = self.target.grain * (self.stripe or max(1, self.entries))
         cuts = [(start, min(start + step, self.entries)) for start in range(0, self.entries, step)]
         share = -(-len(cuts) // self.workers)
         return [cuts[share * worker : share * (worker + 1)] for worker in range(self.workers)]
 
     def sample(self):
-        chunks, length = self.sampling
-        if self.entries <= chunks * length:
-            return self.block(self.rows, 0)
-        starts = [index * (self.entries - length) // (chunks - 1) for index in range(chunks)]
-        return self.block(np.concatenate([self.rows[:, start : start + length] for start in starts], axis=1), 0)
+        grain = self.target.grain
+        last = self.entries // grain - 1
+        if last < self.sampled:
+            return [self.block(self.rows, 0)]
+        starts = [grain * (last * index // (self.sampled - 1)) for index in range(self.sampled)]
+        return [self.block(self.rows[:, start : start + grain], start) for start in starts]
 
 
 def search(reduction, stage, stats):
     """Do a reduction: its result, and after how many sweeps it was done."""
-    found = reduction.begin(stage.entries, stage.sample, stats)
+    found = reduction.begin(stage.target, stage.sample, stats)
     sweeps = 0
     while not found.done:
         scratches = []
@@ -92,7 +95,7 @@ def merge_stripe(method, block, stats, path, out_format):
     return out
 
 
-def run_method(method, base, models, raw_format, stripe=None, path="fused", *, out_format=None, workers=1):
+def run_method(method, base, models, raw_format, stripe=None, path="fused", *, out_format=None, workers=1, seed=0):
     """Merge raw tensors of any shape.
 
     Parameters:
@@ -103,6 +106,7 @@ def run_method(method, base, models, raw_format, stripe=None, path="fused", *, o
         path: one of `PATHS`.
         out_format: format of the result, by default that of the inputs.
         workers: into how many spans sweeps are divided.
+        seed: of the noise.
 
     Returns:
         The merged tensor, raw, of the same shape.
@@ -110,7 +114,9 @@ def run_method(method, base, models, raw_format, stripe=None, path="fused", *, o
     operands = ([] if base is None else [base]) + list(models)
     assert all(operand.dtype == RAW[raw_format] for operand in operands)
     rows = np.stack([np.asarray(operand).reshape(-1) for operand in operands])
-    stage = Stage(rows, base is not None, path, stripe, workers)
+    shape = operands[0].shape
+    target = Target("tensor", shape, method.grain(shape), seed)
+    stage = Stage(rows, base is not None, target, path, stripe, workers)
     stats = {}
     for reduction in method.reductions():
         stats[reduction.name], _ = search(reduction, stage, stats)

@@ -13,18 +13,15 @@ MOST = 4  # models
 
 @dataclass(frozen=True)
 class Sample:
-    """A method with parameters, and how many models it merges."""
+    """A method with parameters, how many models it merges, and whether it is given a base."""
 
     method: object
     models: int
+    based: bool
 
     @property
     def name(self):
         return self.method.name
-
-    @property
-    def based(self):
-        return self.method.needs.base != "ignored"
 
     @property
     def parameters(self):
@@ -36,7 +33,7 @@ class Sample:
         per_model = {each.field for each in self.method.parameters() if each.per_model}
         values = {each.field: getattr(self.method, each.field) for each in self.method.parameters()}
         changed = {name: tuple(value[i] for i in order) for name, value in values.items() if name in per_model}
-        return Sample(type(self.method)(**{**values, **changed}), self.models)
+        return Sample(type(self.method)(**{**values, **changed}), self.models, self.based)
 
 
 def number(declared, random):
@@ -56,7 +53,7 @@ def value(declared, random):
     if declared.kind == "int" and (declared.low is not None or declared.high is not None):
         low = int(declared.low if declared.low is not None else declared.high - 10)
         return int(random.integers(low, int(low + 10 if declared.high is None else declared.high) + 1))
-    return declared.default
+    return str(random.choice((declared.default, *declared.choices))) if declared.choices else declared.default
 
 
 def setting(declared, models, random):
@@ -72,17 +69,20 @@ def default(declared, models):
 def sample(name, seed):
     """A method with random valid parameters; with the seed 0, the defaults wherever there are some.
 
-    The flags are the digits of the seed, so that a few seeds in a row go through all their combinations.
+    The flags are the digits of the seed, so that a few seeds in a row go through all their combinations; the first of
+    them is whether there is a base, where that is optional.
     """
     cls, random = METHODS[name], np.random.default_rng(seed)
     models = int(random.integers(cls.needs.least, min(cls.needs.most or MOST, max(MOST, cls.needs.least)) + 1))
     flags = [each.field for each in cls.parameters() if each.kind == "bool" and not each.per_model]
     for attempt in range(100):
         drawn = {each.field: setting(each, models, random) for each in cls.parameters()}
-        drawn |= {field: bool((seed + attempt) >> place & 1) for place, field in enumerate(flags)}
+        digits = (seed + attempt) << (cls.needs.base != "optional")
+        based = cls.needs.base == "required" or bool(digits & 1)
+        drawn |= {field: bool(digits >> place & 1) for place, field in enumerate(flags, 1)}
         if seed == 0:
             drawn |= {each.field: default(each, models) for each in cls.parameters() if not each.required}
-        found = Sample(cls(**drawn), models)
+        found = Sample(cls(**drawn), models, based)
         if not any(found.method.mistakes()):
             return found
     raise AssertionError(f"no valid parameters of {name} in a hundred tries")

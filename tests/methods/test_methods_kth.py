@@ -1,4 +1,4 @@
-"""`Kth` finds exactly the entries that a stable sort puts first, `Gram` and `Mass` exactly rounded sums."""
+"""`Kth` finds exactly the entries that a stable sort puts first, `Gram` and `Norms` exactly rounded sums."""
 
 import math
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from kernel_formats import RAW, decode, encode
 
 from mergekit.kernels import GRAIN
-from mergekit.methods.reductions import Gram, Kth, Mass, exact_sums
+from mergekit.methods import Target
+from mergekit.methods.reductions import Gram, Kth, Magnitude, Norms, Score, exact_sums, trimmed
 
 MOST_SWEEPS = 6
 REDUCERS = [path for path in PATHS if path != "default"]
@@ -23,8 +24,8 @@ def magnitudes(rows):
 
 
 def kept_entries(cut, magnitude):
-    bits = magnitude.view(np.uint32)
-    return (bits > cut.bits[0]) | ((bits == cut.bits[0]) & (np.arange(bits.size) <= cut.edges[0]))
+    bits, (cut_bits, edge) = magnitude.view(np.uint32), (cut.bits[0, 0], cut.edges[0, 0])
+    return (bits > cut_bits) | ((bits == cut_bits) & (np.arange(bits.size) <= edge))
 
 
 def assert_kept(cut, magnitude, density):
@@ -32,15 +33,25 @@ def assert_kept(cut, magnitude, density):
     kept = kept_entries(cut, magnitude)
     wanted = max(1, int(density * magnitude.size))
     first = np.argsort(-magnitude.astype(np.float64), kind="stable")[:wanted]
-    if cut.bits[0] == 0:
+    if cut.bits[0, 0] == 0:
         np.testing.assert_array_equal(kept | (magnitude == 0), np.ones(magnitude.size, bool))
-        assert (magnitude[first] == 0).any()
+        assert wanted == magnitude.size or (magnitude[first] == 0).any()
     else:
         np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(first))
 
 
+def trim_to(*densities):
+    """The cuts that trim the models to these densities."""
+    scores = tuple(map(Magnitude, range(len(densities))))
+    return Kth("cut", scores, lambda entries, stats: [(trimmed(entries, density),) for density in densities])
+
+
+def staged(rows, path="fused", grain=GRAIN, **staging):
+    return Stage(rows, True, Target("tensor", (rows.shape[1],), grain), path, **staging)
+
+
 def found_cut(rows, density, **staging):
-    cut, sweeps = search(Kth("cut", keep=(density,)), Stage(rows, True, **staging), {})
+    cut, sweeps = search(trim_to(density), staged(rows, **staging), {})
     assert sweeps <= MOST_SWEEPS
     return cut
 
@@ -101,7 +112,7 @@ densities = st.floats(0, 1, exclude_min=True, exclude_max=True) | st.sampled_fro
 def test_a_cut_keeps_what_a_stable_sort_puts_first(values, size, density, seed, stripe):
     rows = np.zeros((2, size), np.float32)
     rows[1] = values(np.random.default_rng(seed), size)
-    cut = found_cut(rows, density, stripe=stripe, workers=1 + seed % 3, sampling=(4, 64))
+    cut = found_cut(rows, density, stripe=stripe, workers=1 + seed % 3, grain=256)
     assert_kept(cut, magnitudes(rows)[0], density)
 
 
@@ -111,7 +122,7 @@ def test_deltas_of_half_precision_tie_often_and_are_cut_exactly(name, size, dens
     random = np.random.default_rng(seed)
     base = random.normal(0, 0.05, size)
     rows = encode(np.stack([base, base + random.normal(0, 0.002, size)]), name)
-    cut = found_cut(rows, density, stripe=1, workers=2, sampling=(4, 64))
+    cut = found_cut(rows, density, stripe=1, workers=2, grain=256)
     assert_kept(cut, magnitudes(rows)[0], density)
 
 
@@ -123,12 +134,12 @@ def test_large_tensors(values, density):
     assert_kept(found_cut(rows, density, stripe=4, workers=2), magnitudes(rows)[0], density)
 
 
-def periodic(size, chunks, length, inside, outside):
+def periodic(size, sampled, grain, inside, outside):
     """Entries that the sample sees, and others."""
     row = np.full(size, outside, np.float64)
-    for index in range(chunks):
-        start = index * (size - length) // (chunks - 1)
-        row[start : start + length] = inside
+    for index in range(sampled):
+        start = grain * ((size // grain - 1) * index // (sampled - 1))
+        row[start : start + grain] = inside
     return row
 
 
@@ -152,7 +163,7 @@ def test_a_sample_that_misleads_costs_sweeps_but_no_entry(inside, outside, densi
     row = periodic(30_000, 8, 256, inside, outside) * (1 + noise * random.normal(size=30_000))
     rows = np.zeros((2, row.size), np.float32)
     rows[1] = row
-    cut = found_cut(rows, density, stripe=1, workers=2, sampling=(8, 256))
+    cut = found_cut(rows, density, stripe=1, workers=2, grain=256, sampled=8)
     assert_kept(cut, magnitudes(rows)[0], density)
 
 
@@ -162,14 +173,14 @@ def test_a_sample_of_another_tensor_altogether(values, others, density, seed):
     random = np.random.default_rng(seed)
     rows, strange = np.zeros((2, 9000), np.float32), np.zeros((2, 300), np.float32)
     rows[1], strange[1] = values(random, 9000), others(random, 300)
-    stage = Stage(rows, True, stripe=1)
-    kth = Kth("cut", keep=(density,))
+    stage = staged(rows, stripe=1)
+    kth = trim_to(density)
 
     class Misled:
         name = "cut"
 
-        def begin(self, entries, sample, stats):
-            return kth.begin(entries, lambda: stage.block(strange, 0), stats)
+        def begin(self, target, sample, stats):
+            return kth.begin(target, lambda: [stage.block(strange, 0)], stats)
 
     cut, sweeps = search(Misled(), stage, {})
     assert sweeps <= MOST_SWEEPS
@@ -181,7 +192,7 @@ def test_a_sample_of_another_tensor_altogether(values, others, density, seed):
 def test_all_reducers_find_the_same_cuts(values, size, keep, seed):
     random = np.random.default_rng(seed)
     rows = np.stack([np.zeros(size), *(values(random, size) for _ in keep)]).astype(np.float32)
-    cuts = [search(Kth("cut", keep=tuple(keep)), Stage(rows, True, path, 1), {})[0] for path in REDUCERS]
+    cuts = [search(trim_to(*keep), staged(rows, path, stripe=1), {})[0] for path in REDUCERS]
     for cut in cuts[1:]:
         np.testing.assert_array_equal(cut.bits, cuts[0].bits)
         np.testing.assert_array_equal(cut.edges, cuts[0].edges)
@@ -198,8 +209,10 @@ def test_cuts_do_not_depend_on_stripes_workers_or_the_sample(values, density, se
     stagings = [
         {},
         {"stripe": 1, "workers": 4},
-        {"stripe": 3, "sampling": (2, 8)},
-        {"stripe": 2, "sampling": (1, size)},
+        {"stripe": 3, "sampled": 2},
+        {"stripe": 2, "sampled": 1000},
+        {"stripe": 3, "grain": 100, "workers": 2},
+        {"grain": size},
     ]
     kept = [kept_entries(found_cut(rows, density, **staging), magnitudes(rows)[0]) for staging in stagings]
     for entries in kept[1:]:
@@ -209,22 +222,48 @@ def test_cuts_do_not_depend_on_stripes_workers_or_the_sample(values, density, se
 @pytest.mark.parametrize(("density", "kept"), [(0, 0), (-1, 0), (1, 5), (1.5, 5), (1e-9, 1), (0.39, 1), (0.4, 2)])
 def test_how_many_entries_a_density_keeps(density, kept):
     rows = np.array([[0, 0, 0, 0, 0], [1, -3, 2, 3, -1]], np.float32)
-    cut, _ = search(Kth("cut", keep=(density,)), Stage(rows, True), {})
+    cut, _ = search(trim_to(density), staged(rows), {})
     assert kept_entries(cut, magnitudes(rows)[0]).sum() == kept
+
+
+class Own(Score):
+    """The entries of a model themselves."""
+
+    def rows(self, block):
+        return block.models[0], block.base[:0]
+
+
+@pytest.mark.parametrize("path", REDUCERS)
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(VALUES), st.lists(st.integers(1, 9000), min_size=1, max_size=4), st.integers(0, 99))
+def test_several_ranks_of_one_score_without_edges(path, values, ranks, seed):
+    rows = np.ones((2, 9000), np.float32)
+    rows[1] = values(np.random.default_rng(seed), 9000)
+    kth = Kth("cut", (Own(),), lambda entries, stats: [ranks], edges=False)
+    cut, _ = search(kth, staged(rows, path, grain=512, stripe=3, workers=2), {})
+    descending = -np.sort(-np.abs(rows[1]))
+    np.testing.assert_array_equal(cut.bits[:, 0].view(np.float32), [descending[rank - 1] for rank in ranks])
+
+
+def test_ranks_may_depend_on_what_was_found_before():
+    rows = np.array([[0, 0, 0, 0], [4, 3, 2, 1]], np.float32)
+    kth = Kth("cut", (Magnitude(0),), lambda entries, stats: [[entries - stats["few"]]])
+    cut, _ = search(kth, staged(rows), {"few": 1})
+    assert kept_entries(cut, magnitudes(rows)[0]).tolist() == [True, True, True, False]
 
 
 def test_nothing_is_read_where_nothing_is_trimmed():
     rows = np.ones((3, 9000), np.float32)
-    _, sweeps = search(Kth("cut", keep=(1.0, 0.0)), Stage(rows, True), {})
+    _, sweeps = search(trim_to(1.0, 0.0), staged(rows), {})
     assert sweeps == 0
 
 
 def test_a_good_sample_saves_sweeps():
     rows = np.zeros((4, 200_000), np.float32)
     rows[1:] = np.random.default_rng(0).normal(0, 0.01, (3, 200_000))
-    sampled = Stage(rows, True, stripe=8, sampling=(32, 1024))
-    guessed = Stage(rows, True, stripe=8, sampling=(2, 1))
-    kth = Kth("cut", keep=(0.2, 0.5, 0.8))
+    sampled = staged(rows, stripe=8, sampled=8)
+    guessed = staged(rows, stripe=4000, grain=2, sampled=2)
+    kth = trim_to(0.2, 0.5, 0.8)
     assert search(kth, sampled, {})[1] < search(kth, guessed, {})[1]
 
 
@@ -253,23 +292,22 @@ def test_gram_of_the_whole_tensor(name, of, path):
     rows = encode(random.normal(0, 0.05, (4, 3 * GRAIN + 9)), name)
     wide = decode(rows).reshape(rows.shape)
     vectors = (wide if of == "rows" else wide[1:] - wide[0]).astype(np.float64)
-    dots, _ = search(Gram("dots", of), Stage(rows, True, path, 1, workers=2), {})
+    dots, _ = search(Gram("dots", of), staged(rows, path, stripe=1, workers=2), {})
     np.testing.assert_allclose(dots, vectors @ vectors.T, rtol=1e-10, atol=1e-12)
-    whole, _ = search(Gram("dots", of), Stage(rows, True, path), {})
+    whole, _ = search(Gram("dots", of), staged(rows, path), {})
     np.testing.assert_array_equal(dots, whole)
 
 
 @pytest.mark.parametrize("path", REDUCERS)
-@pytest.mark.parametrize("keep", [(0.3, 1.0), (0.0, 0.7)])
 @pytest.mark.parametrize("values", [continuous, few_values, all_equal, all_zero])
-def test_masses_of_the_whole_tensor(values, keep, path):
+def test_norms_of_the_whole_tensor(values, path):
     random = np.random.default_rng(4)
-    rows = np.stack([np.zeros(3 * GRAIN + 9), *(values(random, 3 * GRAIN + 9) for _ in keep)]).astype(np.float32)
-    stage = Stage(rows, True, path, 1, workers=2)
-    cut, _ = search(Kth("cut", keep=keep), stage, {})
-    mass, _ = search(Mass("mass", cut="cut"), stage, {"cut": cut})
-    for (whole, kept), magnitude, density in zip(mass, magnitudes(rows), keep, strict=True):
-        wanted = max(1, int(density * magnitude.size)) if density else 0
-        assert whole == pytest.approx(magnitude.sum(dtype=np.float64), rel=1e-12)
-        greatest = np.sort(magnitude)[magnitude.size - wanted :]
-        assert kept == pytest.approx(greatest.sum(dtype=np.float64), rel=1e-12)
+    rows = np.stack([np.zeros(3 * GRAIN + 9), *(values(random, 3 * GRAIN + 9) for _ in range(2))]).astype(np.float32)
+
+    def halves(block, stats, model):
+        return block.models[model] * np.float32(0.5)
+
+    norms, _ = search(Norms("norms", 2, halves), staged(rows, path, stripe=1, workers=2), {})
+    for found, row in zip(norms, rows[1:].astype(np.float64), strict=True):
+        whole = np.array([np.abs(row).sum(), np.sqrt((row**2).sum()), np.abs(row).max()])
+        np.testing.assert_allclose(found, np.stack([whole, whole / 2], axis=1), rtol=1e-12)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from papers import PAPERS
 
 from mergekit.kernels import GRAIN
-from mergekit.methods import Block
+from mergekit.methods import Block, Target
 from mergekit.methods.linear import Linear
 from mergekit.methods.passthrough import Passthrough
 from mergekit.methods.slerp import Slerp
@@ -41,6 +41,7 @@ def ties_of(*models, base=None, path="fused", **parameters):
         "normalize": True,
         "lambda_": 1.0,
         "rescale": False,
+        "rescale_norm": "",
         **parameters,
     }
     return merged(Ties(**given), np.zeros_like(models[0]) if base is None else base, *models, path=path)
@@ -284,7 +285,7 @@ def test_many_models(count, path):
 def test_a_block_without_a_base_has_none():
     from mergekit.kernels import arrays
 
-    block = Block(np.zeros((2, 3), np.float32), False, 0, arrays)
+    block = Block(np.zeros((2, 3), np.float32), False, 0, arrays, Target("tensor", (3,)))
     assert block.models.shape == (2, 3)
     with pytest.raises(ValueError, match="no base"):
         _ = block.base

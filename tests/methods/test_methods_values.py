@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driver import PATHS, run_method
-from kernel_formats import encode, ulps
+from kernel_formats import decode, encode, ulps
 from papers import PAPERS
 
 from mergekit.methods import METHODS
@@ -76,6 +76,17 @@ def test_the_papers_as_observed(case):
 def test_half_precision_is_float32_arithmetic_rounded_once(case, path):
     wanted = encode(of_paper(case), FORMATS[case["dtype"]])
     assert ulps(run(case, path), wanted).max() <= 1
+
+
+observed_halves = [case for case in VALUES["cases"] if case["dtype"] != "float32" and "output" in case]
+
+
+@pytest.mark.parametrize("case", observed_halves, ids=spelled)
+def test_half_precision_is_near_what_was_observed(case):
+    wanted = np.reshape(case["output"], case["shape"])
+    found = decode(run(case, "fused")).reshape(case["shape"])
+    unit = {"bfloat16": 2.0**-7, "float16": 2.0**-10}[case["dtype"]]  # the source rounds every operation
+    assert np.abs(found - wanted).max() <= unit * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("case", VALUES["settings"], ids=json.dumps)

@@ -232,12 +232,6 @@ def test_adapters(llamas):
     assert problem.what == "adapters are not merged into models by this version"
 
 
-def test_absent_methods(llamas):
-    (problem,) = problems(recipe("dare_ties", [llamas / "a"], base_model=str(llamas / "base")))
-    assert problem.what == "this version does not have the method `dare_ties` yet"
-    assert "ties" in problem.expected
-
-
 def test_unknown_methods(llamas):
     (problem,) = problems(recipe("tiess", [llamas / "a"], base_model=str(llamas / "base")))
     assert "tiess" in problem.what

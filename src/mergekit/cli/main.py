@@ -13,6 +13,7 @@ COMMANDS = {
     "yaml": "mergekit.cli.merge:merge",
     "merge": "mergekit.cli.merge:merge",
     "verify": "mergekit.cli.verify:verify",
+    "methods": "mergekit.cli.methods:methods",
     "schema": "mergekit.cli.schema:schema",
 }
 """Commands by name, as module and attribute; a module under two names is one command with an alias."""

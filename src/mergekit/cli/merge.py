@@ -45,6 +45,12 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
     "crop_vocabulary",
     help="Cut vocabularies of unequal size to the rows that all models have, whatever tokens they stand for.",
 )
+@option(
+    DANGEROUS,
+    "--allow-code",
+    is_flag=True,
+    help="Run the Python file that the recipe names as its merge method, which may do all that you may do.",
+)
 @option(OTHER, "--random-seed", metavar="N", type=int, default=0, help="Seed of random methods; 0 if not given.")
 @option(
     PERFORMANCE,

@@ -26,6 +26,7 @@ EXIT_CODES = {
     7: "the merge does not fit the memory it may use",
     8: "the device is not there",
     9: "a written model is not what its report says",
+    10: "a merge method that did not come with mergekit failed",
     130: "interrupted",
 }
 """What a command's exit code means."""

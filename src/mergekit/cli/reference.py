@@ -1,4 +1,7 @@
-"""``python -m mergekit.cli.reference FILE`` brings the help texts in a page of the documentation up to date."""
+"""``python -m mergekit.cli.reference FILE...`` brings the generated parts of documentation pages up to date.
+
+They stand between ``<!-- help: mergekit yaml -->`` or ``<!-- methods: overview -->`` and ``<!-- end -->``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from mergekit.cli.main import COMMANDS, commands
 from mergekit.cli.merge import merge
 
 WIDTH = 100
-_BLOCK = re.compile(r"(<!-- help: (?P<command>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?P<kind>help|methods): (?P<what>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def help_text(command: str) -> str:
@@ -32,14 +35,17 @@ def help_text(command: str) -> str:
 
 
 def refreshed(page: str) -> str:
-    """A page with the present help texts between its markers."""
+    """A page with its generated parts as they are now."""
+    from mergekit.cli.reference_methods import methods_part
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}```text\n{help_text(match['command'])}\n```\n{match[3]}"
+        if match["kind"] == "methods":
+            return f"{match[1]}\n{methods_part(match['what'])}\n\n{match[4]}"
+        return f"{match[1]}```text\n{help_text(match['what'])}\n```\n{match[4]}"
 
     return _BLOCK.sub(block, page)
 
 
 if __name__ == "__main__":
-    file = Path(sys.argv[1])
-    file.write_text(refreshed(file.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in map(Path, sys.argv[1:]):
+        file.write_text(refreshed(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mergekit.errors import DeviceError
 from mergekit.methods import Block, Method
-from mergekit.methods.contract import Stats
+from mergekit.methods.contract import Stats, Target
 
 Raw = NDArray[Any]
 
@@ -20,8 +20,8 @@ class Compute(ABC):
     """Turns raw rows into blocks, and blocks into raw output."""
 
     @abstractmethod
-    def block(self, rows: Raw, based: bool, start: int) -> Block:
-        """A block of raw rows, shape (k, n), whose first entry has index `start`."""
+    def block(self, rows: Raw, based: bool, start: int, target: Target) -> Block:
+        """A block of raw rows, shape (k, n), whose first entry has index `start` in the target."""
 
     @abstractmethod
     def merge(self, method: Method, block: Block, stats: Stats, out: Raw) -> None:
@@ -32,11 +32,11 @@ class Compute(ABC):
 class Fused(Compute):
     """Kernels on the CPU."""
 
-    def block(self, rows: Raw, based: bool, start: int) -> Block:
+    def block(self, rows: Raw, based: bool, start: int, target: Target) -> Block:
         """The rows as they are."""
         from mergekit.kernels import fused
 
-        return Block(rows, based, start, fused)
+        return Block(rows, based, start, fused, target)
 
     def merge(self, method: Method, block: Block, stats: Stats, out: Raw) -> None:
         """The method's kernel."""
@@ -63,11 +63,11 @@ class Torch(Compute):
         # The transfer moves 16 bits an entry; the device widens them.
         return torch.from_numpy(rows.view(np.int16)).view(wanted).to(self.device).to(torch.float32)
 
-    def block(self, rows: Raw, based: bool, start: int) -> Block:
+    def block(self, rows: Raw, based: bool, start: int, target: Target) -> Block:
         """The rows as float32 on the device."""
         from mergekit.kernels import arrays
 
-        return Block(self._tensor(rows), based, start, arrays)
+        return Block(self._tensor(rows), based, start, arrays, target)
 
     def merge(self, method: Method, block: Block, stats: Stats, out: Raw) -> None:
         """The method's `merge`, rounded on the device."""

@@ -11,11 +11,9 @@ from itertools import islice, pairwise
 from queue import SimpleQueue
 from typing import TypeVar, final
 
-from mergekit.checkpoint import Files, ShardWriter
 from mergekit.engine.compute import Compute
-from mergekit.engine.worker import Measure, Span, Worker
+from mergekit.engine.worker import Measure, Reader, Span, Worker, Writer
 from mergekit.errors import NonFiniteError
-from mergekit.kernels import GRAIN, grains
 from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats
 from mergekit.methods.reductions import exact_sums
@@ -23,7 +21,7 @@ from mergekit.plan import Plan, TensorTask
 
 _T = TypeVar("_T")
 
-_CHUNKS, _CHUNK = 8, 2048  # runs and entries of a run that a reduction sees as a sample
+_SAMPLE, _PLACES = 16384, 4  # entries that a reduction sees as a sample, and from how many places at least
 _PER_WORKER = 4  # a tensor of more than this fraction of a worker's share is merged by all workers together
 
 
@@ -58,8 +56,9 @@ class Team:
 
     def spans(self, task: TensorTask) -> list[Span]:
         """The tensor cut into one span of whole grains per worker."""
-        count, size = task.out.count, len(self.workers)
-        edges = [min(count, GRAIN * (grains(count) * index // size)) for index in range(size + 1)]
+        count, size, grain = task.out.count, len(self.workers), task.target.grain
+        grains = -(-count // grain)
+        edges = [min(count, grain * (grains * index // size)) for index in range(size + 1)]
         edges[-1] = count
         return [Span(start, stop) for start, stop in pairwise(edges)]
 
@@ -83,14 +82,12 @@ class Team:
         return _outcome(index, measures, time.perf_counter() - began)
 
     def _reduce(self, task: TensorTask) -> Stats:
-        lead = self.workers[0]
-
-        def sample() -> Block:
-            return lead.compute.block(lead.sample(task, _CHUNKS, _CHUNK), task.based, 0)
+        def sample() -> list[Block]:
+            return self.workers[0].sample(task, max(_PLACES, _SAMPLE // task.target.grain))
 
         stats: dict[str, object] = {}
         for reduction in task.method.reductions():
-            search = reduction.begin(task.out.count, sample, stats)
+            search = reduction.begin(task.target, sample, stats)
             while not search.done:
                 search.close(self._sweep(task, search))
             stats[reduction.name] = search.result()
@@ -106,7 +103,7 @@ def _outcome(index: int, measures: Sequence[Measure], seconds: float) -> Outcome
 
 
 def execute(
-    plan: Plan, files: Files, writer: ShardWriter, compute: Compute, advance: Callable[[int], None]
+    plan: Plan, files: Reader, writer: Writer, compute: Compute, advance: Callable[[int], None]
 ) -> Iterator[Outcome]:
     """Do all tasks of a plan, in any order.
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit.checkpoint import DType, Files, ShardWriter
+from mergekit.checkpoint import DType, Extent
+from mergekit.checkpoint.reading import Buffer
 from mergekit.engine.compute import Compute
 from mergekit.errors import IncompatibleModelsError
-from mergekit.kernels import RAW, grains
-from mergekit.methods import Search
+from mergekit.kernels import RAW
+from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats
 from mergekit.plan import Memory, Operand, TensorTask
 
@@ -22,9 +23,26 @@ Raw = NDArray[Any]
 _AHEAD = 64 << 20  # bytes of each operand that are asked for ahead
 
 
+class Reader(Protocol):
+    """Where operands are read from: :class:`mergekit.checkpoint.Files`, or memory."""
+
+    def read(self, extent: Extent, into: Buffer) -> None:
+        """Fill a buffer with the bytes of an extent."""
+
+    def prefetch(self, extent: Extent) -> None:
+        """Have an extent at hand soon."""
+
+
+class Writer(Protocol):
+    """Where the output goes: :class:`mergekit.checkpoint.ShardWriter`, or memory; several threads write at a time."""
+
+    def write(self, name: str, offset: int, data: Buffer) -> None:
+        """Take the bytes of a tensor from an offset on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a tensor, in entries; it begins at a whole grain."""
+    """A stretch of a tensor, in entries; it begins at a multiple of the tensor's grain."""
 
     start: int
     stop: int
@@ -57,8 +75,8 @@ class Worker:
     """
 
     memory: Memory
-    files: Files
-    writer: ShardWriter
+    files: Reader
+    writer: Writer
     compute: Compute
     advance: Callable[[int], None]
     _buffers: dict[str, Raw] = field(default_factory=dict)
@@ -70,10 +88,11 @@ class Worker:
             self._buffers[use] = held = np.empty(nbytes, np.uint8)
         return held[:nbytes]
 
-    def stripes(self, span: Span) -> list[Span]:
-        """The span cut into stripes."""
-        starts = range(span.start, span.stop, self.memory.stripe)
-        return [Span(start, min(start + self.memory.stripe, span.stop)) for start in starts]
+    def stripes(self, task: TensorTask, span: Span) -> list[Span]:
+        """The span cut into stripes of whole grains."""
+        grain = task.target.grain
+        step = grain * max(1, self.memory.stripe // grain)
+        return [Span(start, min(start + step, span.stop)) for start in range(span.start, span.stop, step)]
 
     def prefetch(self, task: TensorTask, span: Span) -> None:
         """Have the system read a span, or its beginning, while this worker computes; from cold files that is faster."""
@@ -86,46 +105,49 @@ class Worker:
     def sweep(self, task: TensorTask, span: Span, search: Search) -> Any:
         """Show the wanted stripes of a span to a search; returns what it noted."""
         scratch = search.scratch()
-        for stripe in self.stripes(span):
+        for stripe in self.stripes(task, span):
             if search.wants(stripe.start, stripe.stop):
-                search.visit(self.compute.block(self._read(task, stripe), task.based, stripe.start), scratch)
+                search.visit(self._block(task, stripe, self._read(task, stripe)), scratch)
         return scratch
 
     def merge(self, task: TensorTask, span: Span, stats: Stats) -> Measure:
         """Merge a span and write it, its last stripe first: what a sweep has read last is still in the cache."""
         measures = []
-        for stripe in reversed(self.stripes(span)):
-            start, rows = stripe.start, self._read(task, stripe)
+        for stripe in reversed(self.stripes(task, span)):
+            rows = self._read(task, stripe)
             out = self._out(task, rows.shape[1])
-            self.compute.merge(task.method, self.compute.block(rows, task.based, start), stats, out)
-            measures.append(self._measured(out, rows[0]))
-            self._write(task, start, out)
+            self.compute.merge(task.method, self._block(task, stripe, rows), stats, out)
+            measures.append(self._measured(task, out, rows[0]))
+            self._write(task, stripe.start, out)
         return _joined(measures)
 
     def copy(self, task: TensorTask, operand: Operand, span: Span) -> Measure:
         """Copy a span of one operand, bytes as they are; operands that must be identical are compared."""
         measures: list[Measure] = []
         size = operand.view.spec.dtype.bits
-        for stripe in self.stripes(span):
+        for stripe in self.stripes(task, span):
             first, last = stripe.start * size // 8, stripe.stop * size // 8
             bytes_read = self._bytes("copy", operand, first, last)
             if task.identical:
                 self._compare(task, bytes_read, first, last)
             self.writer.write(task.out.name, first, bytes_read)
-            measures.extend(self._measured_copy(operand.view.spec.dtype, bytes_read))
+            measures.extend(self._measured_copy(task, operand.view.spec.dtype, bytes_read))
             self.advance((last - first) * (len(task.operands) + 1))
         return _joined(measures)
 
-    def sample(self, task: TensorTask, chunks: int, length: int) -> Raw:
-        """Rows of entries from all over a tensor: `chunks` runs of `length`, or everything if that is not more."""
-        count = task.out.count
-        if count <= chunks * length:
+    def sample(self, task: TensorTask, chunks: int) -> list[Block]:
+        """Whole grains from all over a tensor, or everything if that is not more."""
+        count, grain = task.out.count, task.target.grain
+        last = count // grain - 1  # of the full grains
+        if last < chunks:
             spans = [Span(0, count)]
         else:
-            starts = (index * (count - length) // (chunks - 1) for index in range(chunks))
-            spans = [Span(start, start + length) for start in starts]
-        parts = [self._read(task, span).copy() for span in spans]
-        return np.concatenate(parts, axis=1)
+            starts = [grain * (last * index // (chunks - 1)) for index in range(chunks)]
+            spans = [Span(start, start + grain) for start in starts]
+        return [self._block(task, span, self._read(task, span).copy()) for span in spans]
+
+    def _block(self, task: TensorTask, stripe: Span, rows: Raw) -> Block:
+        return self.compute.block(rows, task.based, stripe.start, task.target)
 
     def _bytes(self, use: str, operand: Operand, first: int, last: int) -> Raw:
         room = self._buffer(use, last - first)
@@ -169,20 +191,21 @@ class Worker:
         dtype = np.dtype(RAW.get(task.out.dtype.name, RAW["F32"]))
         return self._buffer("out", entries * dtype.itemsize).view(dtype)
 
-    def _measured(self, out: Raw, reference: Raw) -> Measure:
+    def _measured(self, task: TensorTask, out: Raw, reference: Raw) -> Measure:
         from mergekit.kernels.fused import measure
 
-        sums = np.empty((grains(out.size), 3))
-        return Measure(sums, measure(out, reference, sums))
+        grain = task.target.grain
+        sums = np.empty((-(-out.size // grain), 3))
+        return Measure(sums, measure(out, reference, grain, sums))
 
-    def _measured_copy(self, dtype: DType, copied: Raw) -> Iterator[Measure]:
+    def _measured_copy(self, task: TensorTask, dtype: DType, copied: Raw) -> Iterator[Measure]:
         if dtype.name in RAW:
             entries = copied.view(RAW[dtype.name])
-            yield self._measured(entries, entries)
+            yield self._measured(task, entries, entries)
         elif dtype.name == "F64":
             with np.errstate(over="ignore"):
                 narrow = copied.view(dtype.storage).astype(np.float32)
-            found = self._measured(narrow, narrow)
+            found = self._measured(task, narrow, narrow)
             yield Measure(found.sums, int(np.count_nonzero(~np.isfinite(copied.view(dtype.storage)))))
 
     def _write(self, task: TensorTask, start: int, out: Raw) -> None:

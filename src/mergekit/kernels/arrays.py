@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit.kernels import BINS, GRAIN
+from mergekit.kernels import BINS
 
 Array = Any
 Host = NDArray[Any]
@@ -32,24 +32,44 @@ def _namespace(array: Array) -> Any:
 def _bits(row: Array, base: Array) -> Array:
     """Magnitudes of the deltas as int32: the sign bit is gone, so they order like uint32."""
     xp = _namespace(row)
-    return (row - base).view(xp.int32) & _MAGNITUDE
+    return (row - base if base.shape[0] else row).view(xp.int32) & _MAGNITUDE
 
 
-def _grain_slices(entries: int) -> list[slice]:
-    return [slice(start, min(start + GRAIN, entries)) for start in range(0, entries, GRAIN)]
+def grain_slices(entries: int, grain: int) -> list[slice]:
+    """The grains of a block."""
+    return [slice(start, min(start + grain, entries)) for start in range(0, entries, grain)]
 
 
-def gram(rows: Array, sums: Host) -> None:
+def gram(rows: Array, grain: int, sums: Host) -> None:
     """Dot products of all pairs of rows, per grain; see :func:`mergekit.kernels.sums.gram`."""
     xp = _namespace(rows)
-    for grain, part in enumerate(_grain_slices(rows.shape[1])):
-        wide = xp.astype(rows[:, part], xp.float64)
-        sums[grain] = host(wide @ wide.T)
+    # Each grain in memory of its own: products may depend on how far apart the rows lie.
+    wide = [xp.astype(rows[:, part], xp.float64) for part in grain_slices(rows.shape[1], grain)]
+    parts = [each @ each.T for each in wide]
+    if parts:
+        sums[:] = host(xp.stack(parts))
 
 
-def gram_deltas(base: Array, rows: Array, sums: Host) -> None:
+def gram_deltas(base: Array, rows: Array, grain: int, sums: Host) -> None:
     """Dot products of all pairs of deltas, per grain; see :func:`mergekit.kernels.sums.gram_deltas`."""
-    gram(rows - base, sums)
+    gram(rows - base, grain, sums)
+
+
+def column_gram(base: Array, rows: Array, grain: int, sums: Host) -> None:
+    """Dot products of all pairs of columns, per grain; see :func:`mergekit.kernels.sums.column_gram`."""
+    xp = _namespace(rows)
+    count, width = rows.shape[0], sums.shape[2]
+    wide = xp.astype(rows - base if base.shape[0] else rows, xp.float64)
+    for index, part in enumerate(grain_slices(rows.shape[1], grain)):
+        lines = xp.reshape(wide[:, part], (count, -1, width))
+        pairs = [xp.sum(lines[i] * lines[other], axis=0) for i in range(count) for other in range(i + 1)]
+        sums[index] = host(xp.stack(pairs))
+
+
+def beside(numbers: Host, array: Array) -> Array:
+    """Numbers of the host as float32, of the library and on the device of an array."""
+    xp = _namespace(array)
+    return xp.asarray(numbers.astype(np.float32), **_placed(xp, array))
 
 
 def sweep(row: Array, base: Array, low: int, high: int, shift: int, bins: Host) -> int:
@@ -64,14 +84,14 @@ def sweep(row: Array, base: Array, low: int, high: int, shift: int, bins: Host) 
     return int((bits > high).sum())
 
 
-def count_values(row: Array, base: Array, values: Host, equal: Host, above: Host) -> None:
+def count_values(row: Array, base: Array, values: Host, grain: int, equal: Host, above: Host) -> None:
     """Count magnitudes that equal a few values or exceed them; see :func:`mergekit.kernels.select.count_values`."""
     bits = host(_bits(row, base))
     for place, value in enumerate(values.astype(np.int64)):
         same = bits == value
         above[place] += int((bits > value).sum())
-        for grain, part in enumerate(_grain_slices(len(bits))):
-            equal[grain, place] = int(same[part].sum())
+        for index, part in enumerate(grain_slices(len(bits), grain)):
+            equal[index, place] = int(same[part].sum())
 
 
 def magnitude_bits(row: Array, base: Array, bits: Host) -> None:
@@ -79,14 +99,82 @@ def magnitude_bits(row: Array, base: Array, bits: Host) -> None:
     bits[:] = host(_bits(row, base))
 
 
-def masses(row: Array, base: Array, cut: int, edge: int, sums: Host) -> None:
-    """Sums of magnitudes before and after trimming, per grain; see :func:`mergekit.kernels.elect.masses`."""
+def norms(votes: Array, row: Array, base: Array, grain: int, sums: Host) -> None:
+    """Norms of a delta and of what is kept of it, per grain; see :func:`mergekit.kernels.delta_sum.norms`."""
     xp = _namespace(row)
-    mass = xp.astype(abs(row - base), xp.float64)
-    kept = mass * passing(_bits(row, base), cut, edge)
-    for grain, part in enumerate(_grain_slices(row.shape[0])):
-        sums[grain, 0] = float(mass[part].sum())
-        sums[grain, 1] = float(kept[part].sum())
+    for side, entries in enumerate((row - base, votes)):
+        wide = abs(xp.astype(entries, xp.float64))
+        for index, part in enumerate(grain_slices(row.shape[0], grain)):
+            sums[index, 0, side] = float(wide[part].sum())
+            sums[index, 1, side] = float((wide[part] * wide[part]).sum())
+            sums[index, 2, side] = float(wide[part].max())
+
+
+def overlaps(base: Array, rows: Array, threshold: float, counts: Host) -> None:
+    """Count what each model changed alone, and together with others; see :func:`mergekit.kernels.overlap.overlaps`."""
+    changed = host(~(abs(rows - base) <= threshold))
+    models = changed.sum(axis=0)
+    counts[:, 0] = (changed & (models == 1)).sum(axis=1)
+    counts[:, 1] = (changed & (models > 1)).sum(axis=1)
+
+
+def _spread(rows: Array) -> Array:
+    """Scores of entries, on the device; see :mod:`mergekit.kernels.spread`."""
+    xp = _namespace(rows)
+    sums = xp.zeros_like(xp.astype(rows[0], xp.float64))
+    squares = xp.zeros_like(sums)
+    for row in rows[1:]:
+        difference = xp.astype(row - rows[0], xp.float64)
+        sums = sums + difference
+        squares = squares + difference * difference
+    return xp.astype(rows.shape[0] * squares - sums * sums, xp.float32)
+
+
+def spread(rows: Array, scores: Host) -> None:
+    """How much models differ at each entry; see :func:`mergekit.kernels.spread.spread`."""
+    scores[:] = host(_spread(rows))
+
+
+def selected(rows: Array, cut: int, edge: int) -> Array:
+    """Which entries are kept by their score; see :func:`mergekit.kernels.spread.spread_energies`."""
+    xp = _namespace(rows)
+    if cut == 0:
+        return xp.ones_like(rows[0], dtype=xp.bool)
+    return passing(_spread(rows).view(xp.int32) & _MAGNITUDE, cut, edge)
+
+
+def spread_energies(base: Array, rows: Array, cut: int, edge: int, grain: int, sums: Host) -> None:
+    """Sums of squares of what is kept of deltas; see :func:`mergekit.kernels.spread.spread_energies`."""
+    xp = _namespace(rows)
+    deltas = xp.astype(xp.where(selected(rows, cut, edge), rows - base, xp.zeros_like(rows)), xp.float64)
+    for index, part in enumerate(grain_slices(rows.shape[1], grain)):
+        sums[index] = host((deltas[:, part] * deltas[:, part]).sum(1))
+
+
+def row_divergence(row: Array, base: Array, width: int, out: Host) -> None:
+    """Divergence of rows from those of the base; see :func:`mergekit.kernels.divergence.row_divergence`."""
+    xp = _namespace(row)
+    p, q = (_shares(xp, xp.astype(entries.reshape(-1, width), xp.float64)) for entries in (row, base))
+    apart = (q - p) / p
+    out[:] = host((p * (apart - xp.log1p(apart))).sum(1))
+
+
+def _shares(xp: Any, rows: Array) -> Array:
+    powers = xp.exp(rows - xp.max(rows, axis=1, keepdims=True))
+    return powers / xp.sum(powers, axis=1, keepdims=True) + 1e-8
+
+
+def importances(row: Array, base: Array, width: int, divergences: Host) -> Array:
+    """Importances of entries, on the device; see :func:`mergekit.kernels.divergence.importance`."""
+    xp = _namespace(row)
+    factors = xp.asarray(divergences, **_placed(xp, row))[:, None]
+    distances = xp.astype(abs(row - base), xp.float64).reshape(-1, width)
+    return xp.astype(distances * factors, xp.float32).reshape(-1)
+
+
+def importance(row: Array, base: Array, width: int, divergences: Host, scores: Host) -> None:
+    """Importances of entries; see :func:`mergekit.kernels.divergence.importance`."""
+    scores[:] = host(importances(row, base, width, divergences))
 
 
 def passing(bits: Array, cut: int, edge: int) -> Array:
@@ -97,12 +185,64 @@ def passing(bits: Array, cut: int, edge: int) -> Array:
     return kept
 
 
-def trim(deltas: Array, cuts: Host, edges: Host) -> Array:
-    """Deltas whose magnitude passes its row's cut, 0 elsewhere; shape (k, n) each."""
-    xp = _namespace(deltas)
-    bits = deltas.view(xp.int32) & _MAGNITUDE
-    kept = [passing(bits[i], int(cuts[i]), int(edges[i])) for i in range(deltas.shape[0])]
-    return xp.where(xp.stack(kept), deltas, xp.zeros_like(deltas))
+def trim(delta: Array, cuts: Host, edges: Host) -> Array:
+    """A delta where its magnitude passes the first cut and not the second, 0 elsewhere."""
+    xp = _namespace(delta)
+    bits = delta.view(xp.int32) & _MAGNITUDE
+    kept = passing(bits, int(cuts[0]), int(edges[0])) & ~passing(bits, int(cuts[1]), int(edges[1]))
+    return xp.where(kept, delta, xp.zeros_like(delta))
+
+
+def noise(like: Array, start: int, keys: Host) -> Array:
+    """Noise of the entries from `start` on, int32 of the library and the shape of `like`; see :mod:`.noise`.
+
+    Numbers are int32 because few libraries compute with uint32; multiplication wraps around alike.
+    """
+    xp = _namespace(like)
+    border = ((start >> 32) + 1) << 32
+    if start + like.shape[0] > border:
+        head = border - start
+        return xp.concat([noise(like[:head], start, keys), noise(like[head:], border, keys)])
+    first, second, third = (int(key) for key in keys)
+    second += (start >> 32) * 0x9E3779B9
+    x = xp.arange(like.shape[0], dtype=xp.int32, **_placed(xp, like)) + _wrapped(start + first)
+    for shift, factor, key in ((17, 0xED5AD4BB, second), (11, 0xAC4C1B51, third), (15, 0x31848BAB, 0)):
+        x = (x ^ _shifted(x, shift)) * _wrapped(factor) + _wrapped(key)
+    return _shifted(x ^ _shifted(x, 14), 1)
+
+
+def _placed(xp: Any, like: Array) -> dict[str, Any]:
+    """Where an array is, for libraries with several devices."""
+    from array_api_compat import device, is_numpy_namespace
+
+    return {} if is_numpy_namespace(xp) else {"device": device(like)}
+
+
+def _wrapped(number: int) -> int:
+    """An integer modulo 2³², as int32."""
+    return np.uint32(number & 0xFFFFFFFF).astype(np.int32).item()
+
+
+def _shifted(x: Array, count: int) -> Array:
+    """Bits moved to the right, zeros moved in."""
+    return (x >> count) & ((1 << (32 - count)) - 1)
+
+
+def row_ranks(row: Array, base: Array, width: int, scratch: Host, ranks: Host) -> None:  # noqa: ARG001
+    """Doubled ranks of magnitudes within rows; see :func:`mergekit.kernels.ranks.row_ranks`."""
+    for index, magnitudes in enumerate(host(_bits(row, base)).reshape(-1, width)):
+        _, value, counts = np.unique(magnitudes, return_inverse=True, return_counts=True)
+        ranks[index * width : (index + 1) * width] = (2 * np.cumsum(counts) - counts - 1)[value]
+
+
+def rank_scratch(width: int) -> int:
+    """How many entries of scratch :func:`row_ranks` needs for rows of this width.
+
+    Example:
+        >>> rank_scratch(4096)
+        28928
+    """
+    return 7 * width + 256
 
 
 def fresh_bins() -> Host:

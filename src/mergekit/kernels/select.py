@@ -12,7 +12,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mergekit.kernels import GRAIN
 from mergekit.kernels.compiling import inner
 from mergekit.kernels.numbers import MAGNITUDE, as_bits, load, stack_array, u32
 
@@ -23,9 +22,25 @@ GROUP = 32  # entries that are looked at one by one only if one of them lies ins
 
 
 @inner
-def _magnitudes(bits: Raw, row: Raw, base: Raw) -> None:
+def _own_magnitudes(bits: Raw, row: Raw) -> None:
+    for j in range(bits.size):
+        bits[j] = as_bits(load(row[j])) & MAGNITUDE
+
+
+@inner
+def _distances(bits: Raw, row: Raw, base: Raw) -> None:
     for j in range(bits.size):
         bits[j] = as_bits(load(row[j]) - load(base[j])) & MAGNITUDE
+
+
+@inner
+def _magnitudes(bits: Raw, row: Raw, base: Raw, start: Any) -> None:
+    """Of the entries from `start` on; a base without entries stands for zeros."""
+    stop = start + bits.size
+    if base.size == 0:
+        _own_magnitudes(bits, row[start:stop])
+    else:
+        _distances(bits, row[start:stop], base[start:stop])
 
 
 @inner
@@ -68,7 +83,8 @@ def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> in
     """Sort the magnitudes of ``row − base`` that lie in [low, high] into bins of 2^shift values.
 
     Parameters:
-        row, base: raw entries, shape (n,).
+        row: raw entries, shape (n,).
+        base: raw entries, shape (n,), or (0,) for zeros.
         low, high: bracket, as bits of float32 magnitudes, both inclusive.
         shift: bits; (high − low) >> shift must be below `BINS`.
         bins: uint32, shape (3, `BINS`): count, least and greatest offset from `low`; added to.
@@ -82,7 +98,7 @@ def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> in
     for start in range(0, row.size, TILE):
         stop = min(start + TILE, row.size)
         bits = tile[: stop - start]
-        _magnitudes(bits, row[start:stop], base[start:stop])
+        _magnitudes(bits, row, base, start)
         above += _count_above(bits, u32(high))
         for first in range(0, bits.size, GROUP):
             group = bits[first : min(first + GROUP, bits.size)]
@@ -91,27 +107,30 @@ def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> in
     return above
 
 
-def count_values(row: Raw, base: Raw, values: Raw, equal: Raw, above: Raw) -> None:
+def count_values(row: Raw, base: Raw, values: Raw, grain: int, equal: Raw, above: Raw) -> None:
     """How many magnitudes of ``row − base`` equal each of a few values, per grain, and how many are greater.
 
     Parameters:
-        row, base: raw entries, shape (n,).
+        row: raw entries, shape (n,).
+        base: raw entries, shape (n,), or (0,) for zeros.
         values: uint32, shape (m,): bits of float32 magnitudes.
+        grain: entries.
         equal: int32, shape (grains, m), written.
         above: int64, shape (m,), added to.
     """
-    tile = stack_array(4096, values)
-    for grain in range(equal.shape[0]):
-        start = grain * GRAIN
-        stop = min(start + GRAIN, row.size)
-        bits = tile[: stop - start]
-        _magnitudes(bits, row[start:stop], base[start:stop])
-        for place in range(values.size):
-            same, greater = _compare(bits, values[place])
-            equal[grain, place] = same
-            above[place] += greater
+    tile = stack_array(2048, values)
+    for index in range(equal.shape[0]):
+        equal[index] = 0
+        last = min((index + 1) * grain, row.size)
+        for start in range(index * grain, last, TILE):
+            bits = tile[: min(TILE, last - start)]
+            _magnitudes(bits, row, base, start)
+            for place in range(values.size):
+                same, greater = _compare(bits, values[place])
+                equal[index, place] += same
+                above[place] += greater
 
 
 def magnitude_bits(row: Raw, base: Raw, bits: Raw) -> None:
     """Bits of the magnitudes of ``row − base``, as uint32."""
-    _magnitudes(bits, row, base)
+    _magnitudes(bits, row, base, 0)

@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 
 from mergekit.methods.contract import Array, Block, Method, PerModel, Raw, Stats
 
+_CANCELLING = 8.0  # a coefficient from which on terms so outweigh their sum that float32 shows
+
 
 def precise(coefficients: PerModel, rows: Raw) -> NDArray[Any]:
-    """Coefficients in the dtype of the sum: float64 where the inputs are float32 themselves."""
-    return np.array(coefficients, np.float64 if rows.dtype == np.float32 else np.float32)
+    """Coefficients in the dtype of the sum: float64 where the inputs are float32 themselves, or terms cancel."""
+    wide = rows.dtype == np.float32 or max(map(abs, coefficients)) > _CANCELLING
+    return np.array(coefficients, np.float64 if wide else np.float32)
 
 
 class Combination(Method):
-    """A method whose result is ``Σ_i c_i · row_i``, or ``base + Σ_i c_i · delta_i`` if `of_deltas`."""
+    """Methods that return ``base + Σ_i c_i · delta_i`` if there is a base and `of_deltas`, else ``Σ_i c_i · row_i``."""
 
-    of_deltas: bool = False
+    of_deltas: bool = True
 
     @abstractmethod
     def coefficients(self, stats: Stats) -> PerModel:
@@ -27,12 +30,9 @@ class Combination(Method):
 
     def merge(self, block: Block, stats: Stats) -> Array:
         """The combination, term by term in the order of the models."""
-        coefficients = self.coefficients(stats)
-        if self.of_deltas:
-            total, terms = block.base, block.deltas
-        else:
-            total, terms = 0 * block.rows[0], block.rows
-        for coefficient, term in zip(coefficients, terms, strict=True):
+        deltas = block.based and self.of_deltas
+        total, terms = (block.base, block.deltas) if deltas else (0, block.rows)
+        for coefficient, term in zip(self.coefficients(stats), terms, strict=True):
             total = total + coefficient * term
         return total
 
@@ -41,7 +41,7 @@ class Combination(Method):
         from mergekit.kernels.fused import combine, combine_deltas
 
         coefficients = precise(self.coefficients(stats), block.rows)
-        if self.of_deltas:
+        if block.based and self.of_deltas:
             combine_deltas(block.base, block.models, coefficients, out)
         else:
             combine(block.rows, coefficients, out)

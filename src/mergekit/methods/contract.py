@@ -7,13 +7,16 @@ other: `merge` on float32 arrays of any library, `fuse` on raw entries with a co
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mergekit.kernels import GRAIN
 
 Array = Any
 """An array of NumPy, torch or another library of the Python array API standard."""
@@ -27,15 +30,47 @@ Stats = Mapping[str, Any]
 """Results of the reductions by name."""
 
 
-class Reducers(Protocol):
-    """The kernels that reductions are made of: :mod:`~mergekit.kernels.fused` or :mod:`~mergekit.kernels.arrays`."""
+Reducers = Any
+"""The kernels that reductions are made of: :mod:`~mergekit.kernels.fused` or :mod:`~mergekit.kernels.arrays`."""
 
-    gram: Any
-    gram_deltas: Any
-    sweep: Any
-    count_values: Any
-    magnitude_bits: Any
-    masses: Any
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The output tensor that a block belongs to.
+
+    Parameters:
+        name: in the output.
+        shape: of the tensor.
+        grain: entries that are seen and summed together: blocks begin at its multiples, and end there or with the
+            tensor.
+        seed: of random methods.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    grain: int = GRAIN
+    seed: int = 0
+
+    @property
+    def count(self) -> int:
+        """Entries of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def width(self) -> int:
+        """Entries of a row: the tensor's last dimension."""
+        return self.shape[-1] if self.shape else 1
+
+
+def row_grain(shape: tuple[int, ...]) -> int:
+    """Grain of methods that look at whole rows, a row being the last dimension: at least one row.
+
+    Example:
+        >>> row_grain((1000, 896)), row_grain((10, 5000))
+        (3584, 5000)
+    """
+    width = max(1, shape[-1] if shape else 1)
+    return width * max(1, GRAIN // width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +83,20 @@ class Block:
         based: whether the first row is the base.
         start: index in the tensor of the first entry, a multiple of the grain.
         reducers: kernels that understand `rows`.
+        target: the tensor.
     """
 
     rows: Array
     based: bool
     start: int
     reducers: Reducers
+    target: Target
+
+    @property
+    def grains(self) -> int:
+        """How many grains the block holds."""
+        entries: int = self.rows.shape[1]
+        return -(-entries // self.target.grain)
 
     @property
     def base(self) -> Array:
@@ -71,6 +114,21 @@ class Block:
     def deltas(self) -> Array:
         """Task vectors: models minus base, shape (k, n); only on float32 rows."""
         return self.models - self.base
+
+    def noise(self, model: int) -> Array:
+        """Numbers drawn evenly from 0 to 2³¹ − 1, one for each entry of a model; only on float32 rows.
+
+        They depend on the seed, the tensor's name, the model's index and the entry's index, and on nothing else.
+        """
+        from mergekit.kernels.arrays import noise
+
+        return noise(self.rows[0], self.start, self.keys(model))
+
+    def keys(self, model: int) -> Raw:
+        """Keys of a model's noise, for kernels that draw it themselves."""
+        from mergekit.kernels.streams import stream_keys
+
+        return stream_keys(self.target.seed, self.target.name, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +167,19 @@ class Parameter:
     low: float | None
     high: float | None
     doc: str
+    choices: tuple[str, ...] = ()
 
-    def fits(self, value: float) -> bool:
-        """Whether a number lies within the bounds."""
+    def fits(self, value: bool | int | float | str) -> bool:
+        """Whether a value of the right type lies within the bounds, or is one of the choices."""
+        if isinstance(value, str):
+            return not self.choices or value in self.choices or value == self.default
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
     @property
     def bounds(self) -> str:
-        """The bounds in words, empty without any."""
+        """The bounds or choices in words, empty without any."""
+        if self.choices:
+            return " or ".join(self.choices)
         if self.low is not None and self.high is not None:
             return f"{self.low:g} to {self.high:g}"
         if self.low is not None:
@@ -133,6 +196,7 @@ def parameter(
     per_model: bool = False,
     low: float | None = None,
     high: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """Declare a field of a method as a parameter of recipes.
 
@@ -143,8 +207,10 @@ def parameter(
         name: spelling in recipes if the field's name cannot be it (`lambda`).
         per_model: whether each model has a value of its own.
         low, high: bounds, both inclusive.
+        choices: the words that a `str` may be, besides the default.
     """
-    own = {"kind": kind, "per_model": per_model, "low": low, "high": high, "doc": doc, "name": name}
+    bounds = {"low": low, "high": high, "choices": choices}
+    own = {"kind": kind, "per_model": per_model, "doc": doc, "name": name, **bounds}
     return field(metadata={"parameter": {**own, "default": default}})
 
 
@@ -161,6 +227,7 @@ def _declared(declaration: Field[Any]) -> Parameter:
         low=entry["low"],
         high=entry["high"],
         doc=entry["doc"],
+        choices=entry.get("choices", ()),
     )
 
 
@@ -197,12 +264,12 @@ class Reduction(ABC):
     name: str
 
     @abstractmethod
-    def begin(self, entries: int, sample: Callable[[], Block], stats: Stats) -> Search:
+    def begin(self, target: Target, sample: Callable[[], Sequence[Block]], stats: Stats) -> Search:
         """Start on a tensor.
 
         Parameters:
-            entries: entries of the tensor.
-            sample: reads entries from all over the tensor, or all of them if there are few.
+            target: the tensor.
+            sample: reads a few grains from all over the tensor, or all of it if it is small.
             stats: results of the reductions listed before this one.
         """
 
@@ -225,6 +292,15 @@ class Method(ABC):
         """What is wrong with this combination of values, each in one sentence; asked before any weight is read."""
         yield from ()
 
+    def remarks(self) -> Iterator[str]:
+        """What a user should know about this combination of values, each in one sentence; asked when planning."""
+        yield from ()
+
+    def grain(self, shape: tuple[int, ...]) -> int:
+        """Entries of a tensor that must be seen together, such as whole rows."""
+        del shape
+        return GRAIN
+
     def reductions(self) -> tuple[Reduction, ...]:
         """What must be known about the whole tensor, in the order in which it is found out."""
         return ()
@@ -244,7 +320,7 @@ class Method(ABC):
         wide = np.empty(block.rows.shape, np.float32)
         for row, entries in zip(wide, block.rows, strict=True):
             widen(entries, row)
-        merged = self.merge(Block(wide, block.based, block.start, arrays), stats)
+        merged = self.merge(Block(wide, block.based, block.start, arrays, block.target), stats)
         narrow(np.ascontiguousarray(merged, np.float32), out)
 
     def untouched(self) -> int | None:

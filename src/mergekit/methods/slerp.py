@@ -41,6 +41,8 @@ class Slerp(Combination):
     reference: ClassVar[str] = "https://en.wikipedia.org/wiki/Slerp"
     needs: ClassVar[Needs] = Needs(base="required", least=1, most=1)
 
+    of_deltas = False
+
     t: float = parameter(doc="position between the base (0) and the model (1)")
 
     def reductions(self) -> tuple[Reduction, ...]:

@@ -37,8 +37,6 @@ class TaskArithmetic(Combination):
     reference: ClassVar[str] = "https://arxiv.org/abs/2212.04089"
     needs: ClassVar[Needs] = Needs(base="required")
 
-    of_deltas = True
-
     weight: PerModel = parameter(1.0, per_model=True, doc="factor of each task vector")
     normalize: bool = parameter(False, kind="bool", doc="divide by the sum of the weights")
     lambda_: float = parameter(1.0, name="lambda", doc="factor of the sum of the task vectors")

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from mergekit.errors import BudgetError
-from mergekit.kernels import GRAIN, grains
+from mergekit.kernels import GRAIN
 
 PROCESS = 300 << 20
 """Bytes that Python, NumPy and the compiled kernels take before the first buffer."""
@@ -21,7 +21,7 @@ class Memory:
 
     Parameters:
         workers: threads that merge.
-        stripe: entries of each operand that a worker holds at a time; whole grains.
+        stripe: entries of each operand that a worker holds at a time, at most; a tensor's own grain may be longer.
         peak: bytes that the process takes at most.
     """
 
@@ -40,13 +40,14 @@ def _stripe_bytes(stripe: int, rows: int) -> int:
     return stripe * _WIDE * 2 * (rows + 2)
 
 
-def fit_memory(rows: int, workers: int | None = None, limit: int | None = None) -> Memory:
+def fit_memory(rows: int, workers: int | None = None, limit: int | None = None, grain: int = GRAIN) -> Memory:
     """Choose buffers within a limit.
 
     Parameters:
         rows: most operands of a task.
         workers: threads, by default one per core.
         limit: bytes, by default a quarter of the machine's memory.
+        grain: most entries that must be in memory together.
 
     Raises:
         BudgetError: even the smallest buffers do not fit; says what would.
@@ -57,15 +58,16 @@ def fit_memory(rows: int, workers: int | None = None, limit: int | None = None) 
     """
     limit = limit or physical_memory() // 4
     workers = workers or os.cpu_count() or 1
-    smallest = PROCESS + _stripe_bytes(GRAIN, rows)
+    least = max(GRAIN, grain)
+    smallest = PROCESS + _stripe_bytes(least, rows)
     if limit < smallest:
         megabytes = -(-smallest // 1_000_000)
         raise BudgetError(
-            f"a merge of {rows} inputs does not fit into {limit / 1e6:.0f} MB",
+            f"a merge of {rows} inputs, {least} entries of each at a time, does not fit into {limit / 1e6:.0f} MB",
             expected=f"at least {megabytes} MB",
             hint=f"`--max-memory {megabytes}MB`",
         )
-    workers = max(1, min(workers, (limit - PROCESS) // _stripe_bytes(GRAIN, rows)))
+    workers = max(1, min(workers, (limit - PROCESS) // _stripe_bytes(least, rows)))
     share = (limit - PROCESS) // workers
-    stripe = GRAIN * max(1, min(grains(_STRIPE), share // _stripe_bytes(GRAIN, rows)))
-    return Memory(workers, stripe, PROCESS + workers * _stripe_bytes(stripe, rows))
+    stripe = GRAIN * max(1, min(_STRIPE, share // _stripe_bytes(1, rows)) // GRAIN)
+    return Memory(workers, stripe, PROCESS + workers * _stripe_bytes(max(stripe, grain), rows))

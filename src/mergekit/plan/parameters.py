@@ -13,9 +13,8 @@ from mergekit.recipe import Parameters, Recipe, Setting, coerce, evaluate, filte
 KNOWN = frozenset(parameter.name for method in METHODS.values() for parameter in method.parameters())
 """Names that some method reads."""
 
-_OTHERS = "alpha eps epsilon filter_wise gamma int8_mask max_iter r rescale_norm select_topk tol"
-_FORMER = frozenset(_OTHERS.split())
-"""Names that methods read which this version does not have yet, or that never had an effect."""
+_IDLE = frozenset({"int8_mask"})
+"""Names that published recipes have and that never had an effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def report_missing(recipe: Recipe, method: type[Method], name: str, findings: Fi
 def _report_unread(recipe: Recipe, method: type[Method], name: str, path: str, findings: Findings) -> None:
     own = [parameter.name for parameter in method.parameters()]
     listed = ", ".join(own) or "no parameters"
-    close = None if name in KNOWN | _FORMER else nearest(name, own)
+    close = None if name in KNOWN | _IDLE else nearest(name, own)
     if close:
         findings.error(f"unknown parameter `{name}`", recipe.place(path), f"one of {listed}", f"`{close}`")
     else:
@@ -115,7 +114,7 @@ def _check_values(recipe: Recipe, parameter: Parameter, setting: Setting, path: 
         except ValueError as error:
             findings.error(f"`{parameter.name}`: {error}", place, f"a value of type {parameter.kind}")
             continue
-        if isinstance(converted, float | int) and not parameter.fits(converted):
+        if not parameter.fits(converted):
             findings.error(f"`{parameter.name}` is {value}, out of range", place, parameter.bounds)
 
 

@@ -11,11 +11,12 @@ from mergekit import __version__
 from mergekit.checkpoint import plan_shards
 from mergekit.errors import Findings, IncompatibleModelsError, UnsupportedError
 from mergekit.layout import edit_config
-from mergekit.methods import ABSENT, METHODS, Method
+from mergekit.methods import METHODS, Method
 from mergekit.plan.compatibility import differences, incompatible
 from mergekit.plan.files import copied_files
 from mergekit.plan.fingerprint import recipe_hash
 from mergekit.plan.memory import Memory, fit_memory
+from mergekit.plan.methods import find_method, installed_methods
 from mergekit.plan.models import Model, open_models
 from mergekit.plan.parameters import KNOWN, check_filters, check_parameters
 from mergekit.plan.segments import Arranger, ModuleSegments
@@ -24,7 +25,7 @@ from mergekit.plan.tensors import MERGEABLE, Assembler, slots
 from mergekit.recipe import Recipe, Vocabulary, read_recipe
 from mergekit.tokenizer import choose_template, tokenizer_config_with
 
-VOCABULARY = Vocabulary(methods=frozenset(METHODS) | ABSENT, parameters=KNOWN)
+VOCABULARY = Vocabulary(frozenset(METHODS), KNOWN, installed_methods)
 """Names that a recipe may use."""
 
 
@@ -41,6 +42,7 @@ class PlanOptions:
         seed: of random methods.
         workers: threads, by default one per core.
         max_memory: bytes, by default a quarter of the machine's memory.
+        allow_code: run the Python file that `merge_method` names.
     """
 
     shard_bytes: int = 5_000_000_000
@@ -51,6 +53,7 @@ class PlanOptions:
     seed: int = 0
     workers: int | None = None
     max_memory: int | None = None
+    allow_code: bool = False
 
 
 def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | None = None) -> Plan:
@@ -70,8 +73,10 @@ def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | Non
     """
     options = options or PlanOptions()
     recipe, findings = read_recipe(text, file=file, vocabulary=VOCABULARY)
-    method = _method(recipe, findings) if recipe else None
+    method = find_method(recipe, findings, options.allow_code) if recipe else None
     models = open_models(recipe, findings, options.fuse_experts) if recipe else ()
+    if recipe:
+        _refuse_vocabularies(recipe, findings)
     if recipe and method:
         check_parameters(recipe, method, findings)
     if recipe is None or method is None or not models:
@@ -80,18 +85,10 @@ def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | Non
     return _plan(recipe, method, models, findings, options)
 
 
-def _method(recipe: Recipe, findings: Findings) -> type[Method] | None:
-    place = recipe.place("merge_method")
+def _refuse_vocabularies(recipe: Recipe, findings: Findings) -> None:
     if recipe.tokenizer is not None:
         what = "vocabularies are not merged by this version"
         findings.error(what, recipe.place(recipe.tokenizer.path), "models that share a vocabulary, and no `tokenizer`")
-    if recipe.method in METHODS:
-        return METHODS[recipe.method]
-    if recipe.method in ABSENT:
-        findings.error(f"this version does not have the method `{recipe.method}` yet", place, ", ".join(METHODS))
-    elif not findings.errors:
-        findings.error(f"unknown merge method `{recipe.method}`", place, ", ".join(METHODS))
-    return None
 
 
 def _plan(
@@ -106,7 +103,7 @@ def _plan(
     _refuse_unequal_depth(modules, models)
     _note_architectures(models, findings)
     _note_heights(models, findings)
-    assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary)
+    assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary, options.seed)
     tasks = assembler.assemble(wanted)
     _refuse_quantised(tasks, models)
     texts["config.json"] = _config(models, modules, tasks)
@@ -130,7 +127,8 @@ def _plan(
 
 def _memory(tasks: Sequence[TensorTask], options: PlanOptions) -> Memory:
     rows = max((len(task.operands) for task in tasks), default=1)
-    return fit_memory(rows, options.workers, options.max_memory)
+    grain = max((task.target.grain for task in tasks if task.copied is None), default=1)
+    return fit_memory(rows, options.workers, options.max_memory, grain)
 
 
 def _refuse_unequal_depth(modules: Sequence[ModuleSegments], models: Sequence[Model]) -> None:

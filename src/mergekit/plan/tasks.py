@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mergekit.checkpoint import Shard, TensorSpec
 from mergekit.errors import Findings
-from mergekit.kernels import RAW
-from mergekit.methods import Method
+from mergekit.kernels import GRAIN, RAW
+from mergekit.methods import Method, Target
 from mergekit.plan.memory import Memory
 from mergekit.plan.models import Model
 from mergekit.plan.views import View
@@ -39,6 +39,7 @@ class TensorTask:
         operands: inputs, the base first if `based`; all have as many entries as the output.
         based: whether the first operand is the base.
         identical: the operands hold integers: they must be the same, and are copied.
+        seed: of random methods.
     """
 
     out: TensorSpec
@@ -46,6 +47,13 @@ class TensorTask:
     operands: tuple[Operand, ...]
     based: bool
     identical: bool = False
+    seed: int = 0
+
+    @property
+    def target(self) -> Target:
+        """What the method is told about the output."""
+        grain = GRAIN if self.identical else self.method.grain(self.out.shape)
+        return Target(self.out.name, self.out.shape, grain, self.seed)
 
     @property
     def copied(self) -> Operand | None:

@@ -114,6 +114,7 @@ class Assembler:
     models: Sequence[Model]
     findings: Findings
     crop_vocabulary: bool = False
+    seed: int = 0
     missing: dict[int, list[str]] = field(default_factory=dict)
     used: set[tuple[int, str]] = field(default_factory=set)
     dropped: dict[tuple[int, str], list[str]] = field(default_factory=dict)
@@ -178,7 +179,7 @@ class Assembler:
         if all(dtype.name in MERGEABLE for dtype in dtypes):
             title = self.recipe.out_dtype or self.recipe.dtype
             dtype = dtype_titled(title) if title else promoted(dtypes)
-            return TensorTask(TensorSpec(slot.name, dtype, shape), method, operands, based)
+            return TensorTask(TensorSpec(slot.name, dtype, shape), method, operands, based, seed=self.seed)
         if len(set(dtypes)) > 1 or (dtypes[0].kind == "float" and len(operands) > 1):
             names = " and ".join(sorted({dtype.title for dtype in dtypes}))
             raise UnsupportedError(
@@ -204,10 +205,13 @@ class Assembler:
             return None  # a value of the wrong type, which is an error of the recipe already
         method = self.method(**values)
         place = self.recipe.place(slot.segment.path)
-        known = [problem.what for problem in self.findings.errors if problem.place == place]
+        known = [problem.what for problem in (*self.findings.errors, *self.findings.warnings) if problem.place == place]
         for mistake in method.mistakes():
             if not any(what.startswith(mistake) for what in known):
                 self.findings.error(f"{mistake} (first at `{slot.name}`)", place)
+        for remark in method.remarks():
+            if not any(what.startswith(remark) for what in known):
+                self.findings.warn(f"{remark} (first at `{slot.name}`)", place)
         return method
 
     def _view(self, entry: Input, key: Key) -> View | None:

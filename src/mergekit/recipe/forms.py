@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -28,10 +28,12 @@ class Vocabulary:
     Parameters:
         methods: the merge methods.
         parameters: the parameters of all methods together.
+        installed: finds the names of further methods; asked only where a name is none of `methods`.
     """
 
     methods: frozenset[str]
     parameters: frozenset[str]
+    installed: Callable[[], Iterable[str]] = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +169,13 @@ class Choice(Form[str]):
         return "one of " + ", ".join(f"`{name}`" for name in sorted(self.names))
 
     def _read(self, node: Node, reading: Reading) -> str | None:
-        names = sorted(reading.vocabulary.methods if self.names is None else self.names)
+        known = reading.vocabulary.methods if self.names is None else self.names
         written = node.text if isinstance(node, Leaf) else ""
         name = written.removeprefix(self.prefix)
-        if name in names or (self.others and re.fullmatch(self.others, name)):
+        if name in known or (self.others and re.fullmatch(self.others, name)):
+            return name
+        names = sorted({*known, *(reading.vocabulary.installed() if self.names is None else ())})
+        if name in names:
             return name
         meant = self.known.get(name.lower()) or nearest(name, names)
         reason = self.refused.get(name, f"{describe(node)} is not {self.noun}")

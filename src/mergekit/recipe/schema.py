@@ -42,7 +42,7 @@ def recipe_schema(vocabulary: Vocabulary) -> dict[str, object]:
         "description": "how to merge language models",
         **RECIPE.schema(),
         "$defs": {
-            "method": {"anyOf": [{"enum": sorted(vocabulary.methods)}, own_method]},
+            "method": {"anyOf": [{"enum": sorted({*vocabulary.methods, *vocabulary.installed()})}, own_method]},
             "parameters": {"type": "object", "properties": parameters, "additionalProperties": setting},
             **_SETTINGS,
         },

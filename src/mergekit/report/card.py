@@ -80,7 +80,8 @@ def _terms(model: Model) -> dict[str, str]:
 
 def _method(plan: Plan) -> str:
     method = plan.method
-    name = f"[{method.title}]({method.reference})" if method.reference.startswith("https://") else method.title
+    title = _escaped(method.title)
+    name = f"[{title}]({method.reference})" if method.reference.startswith("https://") else title
     text = f"This model was merged with the {name} method"
     found = " and ".join(_shown(plan.models[index].ref) for index in sorted(bases(plan)))
     return f"{text}, with {found} as base." if found else f"{text}."

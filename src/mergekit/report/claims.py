@@ -17,11 +17,13 @@ class TensorClaim:
         dtype: its safetensors name.
         shape: in elements.
         norm: Euclidean norm, or None where none was taken.
+        grain: entries that were added up at once.
     """
 
     dtype: str
     shape: tuple[int, ...]
     norm: float | None
+    grain: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,11 @@ def read_claims(report: Any) -> Claims:
 
 def _tensor(entry: Mapping[str, Any]) -> TensorClaim:
     norm = entry["norm"]
-    return TensorClaim(str(entry["dtype"]), tuple(map(int, entry["shape"])), None if norm is None else float(norm))
+    grain = int(entry["grain"])
+    if grain < 1:
+        raise ValueError(f"a grain of {grain} entries")
+    shape = tuple(map(int, entry["shape"]))
+    return TensorClaim(str(entry["dtype"]), shape, None if norm is None else float(norm), grain)
 
 
 def _base_only(tensors: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> bool:

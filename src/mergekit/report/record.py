@@ -3,11 +3,12 @@
 ::
 
     format, mergekit, machine, method, recipe_sha256, seed, seconds
+    method_file {file, sha256}                       only of a method in a Python file that the recipe names
     parents    [{model, role, folder, files: [{name, bytes, header_sha256}]}]
     totals     {tensors, parameters, bytes_read, bytes_written, shards}
     shards     [{file, bytes, header_sha256}]
     settings   [{method, based, parameters}]         each combination once
-    tensors    [{name, dtype, shape, sources: [{model, tensor}], settings, norm, relative_distance, non_finite}]
+    tensors    [{name, dtype, shape, sources: [{model, tensor}], settings, grain, norm, relative_distance, non_finite}]
     left_over  [{model, reason, tensors}]
     warnings   [{what, place, expected, hint}]
     notices    [text]
@@ -15,6 +16,7 @@
 `model` is an index in `parents`, `settings` one in `settings`. The first source of a tensor is its base if the settings
 say `based`; values per model then belong to the sources after it. `relative_distance` is that of the output to its
 first source, as a share of the norm of that source; null where that norm is 0. Integers have neither norm nor distance.
+`grain` is how many entries were added up before their sums were added up exactly.
 Apart from `seconds`, the same merge gives the same report on the same `machine`.
 """
 
@@ -32,6 +34,7 @@ from mergekit import __version__
 from mergekit.errors import Problem
 from mergekit.plan import Model, Plan, TensorTask
 from mergekit.plan.fingerprint import header_hash, recipe_hash
+from mergekit.plan.methods import method_file
 from mergekit.plan.tensors import MERGEABLE
 from mergekit.report.roles import bases, merged
 
@@ -80,6 +83,7 @@ def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str,
         "mergekit": __version__,
         "machine": machine(),
         "method": plan.method.name,
+        **({"method_file": file} if (file := method_file(plan.method)) else {}),
         "recipe_sha256": recipe_hash(plan.recipe.text),
         "seed": plan.seed,
         "seconds": {phase: round(duration, 3) for phase, duration in seconds.items()},
@@ -170,6 +174,7 @@ def _tensor(task: TensorTask, outcome: Measured, settings: int) -> dict[str, obj
         "shape": task.out.shape,
         "sources": [{"model": operand.model, "tensor": operand.view.spec.name} for operand in task.operands],
         "settings": settings,
+        "grain": task.target.grain,
         "norm": outcome.norm if measured else None,
         "relative_distance": outcome.distance / outcome.reference if outcome.reference else None,
         "non_finite": outcome.broken,

@@ -16,7 +16,7 @@ from mergekit.layout import Layout, read_layout
 from mergekit.layout.stacks import count_keys
 from mergekit.plan.fingerprint import header_hash
 from mergekit.plan.tensors import MERGEABLE
-from mergekit.report.claims import Claims, read_claims
+from mergekit.report.claims import Claims, TensorClaim, read_claims
 from mergekit.report.record import machine
 from mergekit.report.weights import Weight, weigh, weigh_all
 
@@ -259,17 +259,19 @@ def _wrong_values(folder: _Folder, claims: Claims | None) -> Iterator[Problem]:
             if found.broken:
                 what = f"{found.broken} of {stored.spec.count} entries of `{name}` are infinite or not a number"
                 yield Problem(what, place)
-            elif claim and claim.norm is not None and not _agrees(files, stored, found.norm, claim.norm, here):
+            elif claim and claim.norm is not None and not _agrees(files, stored, found.norm, claim, here):
                 norms = f"their norm is {found.norm!r}, reported {claim.norm!r}"
                 yield Problem(f"the values of `{name}` have changed since they were merged: {norms}", place)
     yield from _ignored_head(folder, weights)
 
 
-def _agrees(files: Files, stored: Stored, found: float, claimed: float, here: bool) -> bool:
+def _agrees(files: Files, stored: Stored, found: float, claim: TensorClaim, here: bool) -> bool:
     """Whether a norm is the reported one: to the last bit on the machine that reported it."""
-    if not here:
-        return math.isclose(found, claimed, rel_tol=_ELSEWHERE)
-    return found == claimed or any(weigh(files, stored, beside).norm == claimed for beside in RAW)
+    assert claim.norm is not None
+    if not here or found == claim.norm:
+        return math.isclose(found, claim.norm, rel_tol=_ELSEWHERE)
+    ways = (None, *RAW)
+    return any(weigh(files, stored, beside, claim.grain).norm == claim.norm for beside in ways)
 
 
 def _ignored_head(folder: _Folder, weights: Mapping[str, Weight]) -> Iterator[Problem]:

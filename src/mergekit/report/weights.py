@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mergekit.checkpoint import Extent, Files, Stored
 from mergekit.errors import CheckpointError, Problem
-from mergekit.kernels import GRAIN, RAW, grains
+from mergekit.kernels import GRAIN, RAW
 
 _STRIPE = 256 * GRAIN  # entries in memory at a time, for each thread
 
@@ -32,7 +32,7 @@ class Weight:
     broken: int
 
 
-def weigh(files: Files, stored: Stored, beside: str | None = None) -> Weight:
+def weigh(files: Files, stored: Stored, beside: str | None = None, grain: int = GRAIN) -> Weight:
     """Read a tensor of F64, F32, F16 or BF16.
 
     Parameters:
@@ -40,6 +40,7 @@ def weigh(files: Files, stored: Stored, beside: str | None = None) -> Weight:
         stored: the tensor.
         beside: format of the reference that the kernel is given. Its values do not matter, its type does: each pair of
             types is compiled on its own, and may add up a grain in an order of its own.
+        grain: entries that are added up before their sums are added up exactly.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -48,11 +49,11 @@ def weigh(files: Files, stored: Stored, beside: str | None = None) -> Weight:
 
     squares: list[float] = []
     broken = 0
-    for stripe in _stripes(files, stored):
+    for stripe in _stripes(files, stored, grain):
         row = _narrowed(stripe)
         reference = row if beside is None else np.zeros(row.size, RAW[beside])
-        sums = np.empty((grains(row.size), 3))
-        found = measure(row, reference, sums)
+        sums = np.empty((-(-row.size // grain), 3))
+        found = measure(row, reference, grain, sums)
         broken += found if row is stripe else int(np.count_nonzero(~np.isfinite(stripe)))
         squares.extend(sums[:, 0])
     return Weight(math.sqrt(math.fsum(squares)), broken)
@@ -71,11 +72,12 @@ def weigh_all(files: Files, tensors: Iterable[Stored]) -> Iterator[tuple[Stored,
         yield from pool.map(weighed, tensors)
 
 
-def _stripes(files: Files, stored: Stored) -> Iterator[NDArray[Any]]:
+def _stripes(files: Files, stored: Stored, grain: int) -> Iterator[NDArray[Any]]:
     spec, extent = stored.spec, stored.extent
     dtype = np.dtype(RAW.get(spec.dtype.name, spec.dtype.storage))
-    buffer = np.empty(min(_STRIPE, spec.count), dtype)
-    for first in range(0, spec.count, _STRIPE):
+    step = grain * max(1, _STRIPE // grain)
+    buffer = np.empty(min(step, spec.count), dtype)
+    for first in range(0, spec.count, step):
         stripe = buffer[: spec.count - first]
         start = extent.start + first * dtype.itemsize
         files.read(Extent(extent.file, start, start + stripe.nbytes), stripe)

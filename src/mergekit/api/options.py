@@ -1,0 +1,129 @@
+"""How a merge is carried out: the options of ``mergekit yaml``, for Python programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, final
+
+from mergekit.api.notices import warn
+from mergekit.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from mergekit import merging
+    from mergekit.plan import PlanOptions
+
+_WITHOUT_EFFECT = {
+    "lora_merge_dtype": "adapters are computed with in float32",
+    "multi_gpu": "one device computes",
+    "transformers_cache": "transformers is not used",
+}
+"""Options that do nothing although one would see a difference elsewhere, and why."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeOptions:
+    """How a merge is carried out; every option is called like its flag of ``mergekit yaml``.
+
+    Parameters:
+        out_shard_size: most bytes of tensors in one output file; 0 for a single file.
+        copy_tokenizer: take over the tokenizer's files.
+        write_model_card: write README.md.
+        experts: "as-stored", or "fused" to merge and write the matrices of all experts of a layer as one tensor each.
+        overwrite: replace an output folder that holds a model.
+        strict: treat warnings about the recipe as errors.
+        allow_code: run the Python file that `merge_method` names.
+        unsafe_truncate_embeddings: cut vocabularies of unequal size to the rows that all models have.
+        random_seed: of random methods; None is 0.
+        device: compute with torch on "cpu", "cuda", "cuda:N", "mps", "xpu" or "auto"; None for compiled kernels on
+            the CPU.
+        cuda, gpu_rich: the same as device "cuda".
+        num_threads: at least 1; None for one per core.
+        max_memory: bytes to stay within; None for a quarter of the machine's memory.
+        safe_serialization: must stay true: pickles are not written.
+        lora_merge_dtype, multi_gpu, transformers_cache: without effect; a warning says so.
+        allow_crimes, async_write, clone_tensors, lazy_unpickle, lora_merge_cache, low_cpu_memory, quiet, read_to_gpu,
+            trust_remote_code, verbosity, write_threads: accepted for programs written for others; there is nothing
+            for them to change here.
+
+    Raises:
+        UnsupportedError: `safe_serialization` is false.
+        ValueError: `experts` is something else.
+
+    Example:
+        >>> MergeOptions(cuda=False, lazy_unpickle=True, num_threads=4).num_threads
+        4
+    """
+
+    out_shard_size: int = 5_000_000_000
+    copy_tokenizer: bool = True
+    write_model_card: bool = True
+    experts: Literal["as-stored", "fused"] = "as-stored"
+    overwrite: bool = False
+    strict: bool = False
+    allow_code: bool = False
+    unsafe_truncate_embeddings: bool = False
+    random_seed: int | None = None
+    device: str | None = None
+    cuda: bool = False
+    gpu_rich: bool = False
+    num_threads: int | None = None
+    max_memory: int | None = None
+    safe_serialization: bool = True
+    lora_merge_dtype: str | None = None
+    multi_gpu: bool = False
+    transformers_cache: str | None = None
+    allow_crimes: bool = False
+    async_write: bool = False
+    clone_tensors: bool = False
+    lazy_unpickle: bool = False
+    lora_merge_cache: str | None = None
+    low_cpu_memory: bool = False
+    quiet: bool = False
+    read_to_gpu: bool = False
+    trust_remote_code: bool = False
+    verbosity: int = 0
+    write_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.safe_serialization:
+            raise UnsupportedError("pickles are not written, only safetensors", hint="safe_serialization=True")
+        if self.experts not in ("as-stored", "fused"):
+            raise ValueError(f"unknown way to write experts {self.experts!r}: expected 'as-stored' or 'fused'")
+        for option in fields(self):
+            if option.name in _WITHOUT_EFFECT and getattr(self, option.name) != option.default:
+                warn(f"`{option.name}` has no effect: {_WITHOUT_EFFECT[option.name]}")
+
+
+def planning(options: MergeOptions) -> PlanOptions:
+    """What concerns the plan."""
+    from mergekit.plan import PlanOptions
+
+    return PlanOptions(
+        shard_bytes=options.out_shard_size,
+        copy_tokenizer=options.copy_tokenizer,
+        crop_vocabulary=options.unsafe_truncate_embeddings,
+        fuse_experts=options.experts == "fused",
+        strict=options.strict,
+        allow_code=options.allow_code,
+        seed=options.random_seed or 0,
+        workers=options.num_threads,
+        max_memory=options.max_memory,
+    )
+
+
+def device(options: MergeOptions) -> str | None:
+    """Where to compute, as torch names it; None for compiled kernels on the CPU."""
+    return options.device or ("cuda" if options.cuda or options.gpu_rich else None)
+
+
+def carrying_out(options: MergeOptions) -> merging.MergeOptions:
+    """What concerns the whole job."""
+    from mergekit import merging
+
+    return merging.MergeOptions(
+        plan=planning(options),
+        device=device(options),
+        overwrite=options.overwrite,
+        model_card=options.write_model_card,
+    )

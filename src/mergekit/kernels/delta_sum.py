@@ -1,0 +1,312 @@
+"""Sums of thinned task vectors, with or without a majority sign: what TIES, DARE, Breadcrumbs and DELLA end in.
+
+Entries of a delta are kept by magnitude, in a band between two cuts; then at random, with one probability for all
+entries of a model. What is kept and scaled is a *vote*.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit.kernels.compiling import inner, inner_sum
+from mergekit.kernels.noise import noise_into
+from mergekit.kernels.numbers import MAGNITUDE, as_bits, f32, load, stack_array, store, u32
+
+Raw = NDArray[Any]
+
+TILE = 1024  # entries; the votes of a few models stay in the first-level cache
+ROOM = 8  # models whose votes are kept between the two rounds; those of further models are computed again
+NOTHING = 0xFFFFFFFF  # a cut that no magnitude passes
+ALWAYS = 1 << 31  # a chance that all noise is below
+
+
+@inner
+def _keep_large(votes: Raw, row: Raw, origin: Raw, factor: Any, cut: Any, edge: Any) -> None:
+    for j in range(votes.size):
+        delta = load(row[j]) - origin[j]
+        kept = (as_bits(delta) & MAGNITUDE) >= cut + u32(j > edge)
+        votes[j] = factor * delta if kept else f32(0)
+
+
+@inner
+def _drop_largest(votes: Raw, row: Raw, origin: Raw, cut: Any, edge: Any) -> None:
+    for j in range(votes.size):
+        passed = (as_bits(load(row[j]) - origin[j]) & MAGNITUDE) >= cut + u32(j > edge)
+        votes[j] = f32(0) if passed else votes[j]
+
+
+@inner
+def _keep_some(votes: Raw, noise: Raw, chance: Any) -> None:
+    for j in range(votes.size):
+        votes[j] = votes[j] if noise[j] < chance else f32(0)
+
+
+@inner
+def _local(edge: Any, start: Any) -> Any:
+    """An edge as an index in the tile that begins at `start`."""
+    return np.int32(min(max(edge - start, -1), TILE))
+
+
+@inner
+def _votes_of(
+    votes: Raw,
+    noise: Raw,
+    row: Raw,
+    origin: Raw,
+    factor: Any,
+    cuts: Raw,
+    edges: Raw,
+    chance: Any,
+    first: Any,
+    keys: Raw,
+    model: Any,
+    start: Any,
+) -> None:
+    _keep_large(votes, row, origin, factor, cuts[0, model], _local(edges[0, model], start))
+    if cuts[1, model] != u32(NOTHING):
+        _drop_largest(votes, row, origin, cuts[1, model], _local(edges[1, model], start))
+    if chance < ALWAYS:
+        noise_into(noise, first + start, keys[model])
+        _keep_some(votes, noise, u32(chance))
+
+
+@inner
+def widen_into(out: Raw, row: Raw) -> None:
+    """Raw entries as float32."""
+    for j in range(out.size):
+        out[j] = load(row[j])
+
+
+@inner
+def fill(tile: Raw, number: Any) -> None:
+    """The same number everywhere."""
+    for j in range(tile.size):
+        tile[j] = number
+
+
+@inner
+def add(total: Raw, votes: Raw) -> None:
+    """Add votes up."""
+    for j in range(total.size):
+        total[j] += votes[j]
+
+
+@inner
+def add_agreeing(total: Raw, divisor: Raw, votes: Raw, elected: Raw, weight: Any) -> None:
+    """Add up the votes that have the elected sign, and the weights of those who cast them."""
+    for j in range(total.size):
+        vote = votes[j]
+        # Not the same as `vote < 0` where there is no number: a broken input must break the output.
+        same = (vote > 0) if elected[j] >= 0 else not (vote >= 0)
+        total[j] += vote if same else f32(0)
+        divisor[j] += weight if same else f32(0)
+
+
+@inner
+def finish(out: Raw, origin: Raw, total: Raw, divisor: Raw, scale: Any, normalize: Any) -> None:
+    """The base plus the scaled sum, divided on request where there is something to divide by."""
+    for j in range(out.size):
+        share = divisor[j] if normalize and divisor[j] != 0 else f32(1)
+        out[j] = store(origin[j] + scale * (total[j] / share), out[j])
+
+
+@inner
+def finish_plain(out: Raw, origin: Raw, total: Raw, scale: Any) -> None:
+    """The base plus the scaled sum."""
+    for j in range(out.size):
+        out[j] = store(origin[j] + scale * total[j], out[j])
+
+
+def delta_sum(
+    base: Raw,
+    rows: Raw,
+    weights: Raw,
+    factors: Raw,
+    cuts: Raw,
+    edges: Raw,
+    chances: Raw,
+    first: int,
+    keys: Raw,
+    elect: bool,
+    normalize: bool,
+    scale: float,
+    out: Raw,
+) -> None:
+    """Thin deltas out, elect a sign per entry if asked to, add up.
+
+    With the votes ``D_i = factors[i] · (rows[i] − base)`` where the entry is kept, else 0:
+    ``out = base + scale · Σ_i D_i``.
+    With `elect` the sum is over the votes that have the sign of ``Σ_i D_i`` (0 counts as +) and are not 0; with
+    `normalize` as well it is divided by the weights of these models, where there are any and they do not cancel.
+
+    Parameters:
+        base, out: raw entries, shape (n,).
+        rows: raw entries, shape (k, n).
+        weights, factors: float32, shape (k,).
+        cuts: uint32, shape (2, k): bits of magnitudes; kept is what passes the first and not the second.
+        edges: int64, shape (2, k): a magnitude equal to the cut passes up to this index in the block.
+        chances: int64, shape (k,): kept are entries whose noise is below; `ALWAYS` draws no noise.
+        first: index in the tensor of the first entry, for the noise.
+        keys: uint32, shape (k, 3), of the noise.
+    """
+    origins, sums = stack_array(1024, weights), stack_array(1024, weights)  # TILE: sizes must be literals
+    totals, divisors = stack_array(1024, weights), stack_array(1024, weights)
+    noises = stack_array(1024, keys)
+    ballots = stack_array(8192, weights)  # ROOM tiles
+    spare = stack_array(1024, weights)  # for further models
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        size = stop - start
+        origin, elected, total, divisor = origins[:size], sums[:size], totals[:size], divisors[:size]
+        widen_into(origin, base[start:stop])
+        fill(elected, f32(0))
+        for i in range(rows.shape[0]):
+            votes = ballots[i * TILE : i * TILE + size] if i < ROOM else spare[:size]
+            row, chance = rows[i, start:stop], chances[i]
+            _votes_of(votes, noises[:size], row, origin, factors[i], cuts, edges, chance, first, keys, i, start)
+            add(elected, votes)
+        if elect:
+            fill(total, f32(0))
+            fill(divisor, f32(0))
+            for i in range(rows.shape[0]):
+                votes = ballots[i * TILE : i * TILE + size] if i < ROOM else spare[:size]
+                if i >= ROOM:
+                    row, chance = rows[i, start:stop], chances[i]
+                    _votes_of(votes, noises[:size], row, origin, factors[i], cuts, edges, chance, first, keys, i, start)
+                add_agreeing(total, divisor, votes, elected, weights[i])
+            finish(out[start:stop], origin, total, divisor, f32(scale), normalize != 0)
+        else:
+            finish_plain(out[start:stop], origin, elected, f32(scale))
+
+
+def vote_sum(
+    base: Raw, votes: Raw, weights: Raw, factors: Raw, elect: bool, normalize: bool, scale: float, out: Raw
+) -> None:
+    """The sum of :func:`delta_sum` over votes that are there already.
+
+    Parameters:
+        base, out: raw entries, shape (n,).
+        votes: float32, shape (k, n): what is kept of the deltas; multiplied by the factors, in place.
+        weights, factors: float32, shape (k,).
+    """
+    origins, sums = stack_array(1024, weights), stack_array(1024, weights)
+    totals, divisors = stack_array(1024, weights), stack_array(1024, weights)
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        size = stop - start
+        origin, elected, total, divisor = origins[:size], sums[:size], totals[:size], divisors[:size]
+        widen_into(origin, base[start:stop])
+        fill(elected, f32(0))
+        for i in range(votes.shape[0]):
+            _scale(votes[i, start:stop], factors[i])
+            add(elected, votes[i, start:stop])
+        if elect:
+            fill(total, f32(0))
+            fill(divisor, f32(0))
+            for i in range(votes.shape[0]):
+                add_agreeing(total, divisor, votes[i, start:stop], elected, weights[i])
+            finish(out[start:stop], origin, total, divisor, f32(scale), normalize != 0)
+        else:
+            finish_plain(out[start:stop], origin, elected, f32(scale))
+
+
+@inner
+def _scale(row: Raw, factor: Any) -> None:
+    for j in range(row.size):
+        row[j] *= factor
+
+
+def thin(row: Raw, base: Raw, cuts: Raw, edges: Raw, chance: int, first: int, keys: Raw, out: Raw) -> None:
+    """What is kept of one delta: the votes of :func:`delta_sum` with a factor of 1.
+
+    Parameters:
+        row, base: raw entries, shape (n,).
+        cuts, edges: shape (2, 1).
+        keys: shape (1, 3).
+        out: float32, shape (n,), written.
+    """
+    origins, noises = stack_array(1024, out), stack_array(1024, keys)
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        origin, noise = origins[: stop - start], noises[: stop - start]
+        widen_into(origin, base[start:stop])
+        votes, entries = out[start:stop], row[start:stop]
+        _votes_of(votes, noise, entries, origin, f32(1), cuts, edges, chance, first, keys, 0, start)
+
+
+def thin_by_rank(
+    row: Raw, base: Raw, ranks: Raw, low: float, step: float, rescale: bool, first: int, keys: Raw, out: Raw
+) -> None:
+    """What is kept of a delta if the chance of an entry grows with its rank: ``p = low + step · rank``.
+
+    Parameters:
+        row, base: raw entries, shape (n,).
+        ranks: int32, shape (n,).
+        rescale: divide what is kept by its chance.
+        first: index in the tensor of the first entry, for the noise.
+        keys: uint32, shape (3,), of the noise.
+        out: float32, shape (n,), written.
+    """
+    noises = stack_array(1024, keys)
+    for start in range(0, out.size, TILE):
+        stop = min(start + TILE, out.size)
+        noise = noises[: stop - start]
+        noise_into(noise, first + start, keys)
+        _keep_ranked(out[start:stop], row[start:stop], base[start:stop], ranks[start:stop], noise, low, step, rescale)
+
+
+@inner
+def _keep_ranked(votes: Raw, row: Raw, base: Raw, ranks: Raw, noise: Raw, low: Any, step: Any, rescale: Any) -> None:
+    for j in range(votes.size):
+        chance = low + step * ranks[j]
+        delta = load(row[j]) - load(base[j])
+        vote = delta / f32(chance) if rescale else delta
+        votes[j] = vote if noise[j] < chance * ALWAYS else f32(0)
+
+
+@inner_sum
+def _norms(votes: Raw, row: Raw, base: Raw) -> Any:
+    mass, kept_mass, square, kept_square = 0.0, 0.0, 0.0, 0.0
+    for j in range(votes.size):
+        delta = np.float64(load(row[j]) - load(base[j]))
+        kept = np.float64(votes[j])
+        mass += abs(delta)
+        kept_mass += abs(kept)
+        square += delta * delta
+        kept_square += kept * kept
+    return mass, kept_mass, square, kept_square
+
+
+@inner
+def _greatest(votes: Raw, row: Raw, base: Raw) -> Any:
+    greatest, kept = f32(0), f32(0)
+    for j in range(votes.size):
+        greatest = max(greatest, abs(load(row[j]) - load(base[j])))
+        kept = max(kept, abs(votes[j]))
+    return greatest, kept
+
+
+def norms(votes: Raw, row: Raw, base: Raw, grain: int, sums: Raw) -> None:
+    """Norms of a delta and of what is kept of it, per grain.
+
+    Parameters:
+        votes: float32, shape (n,).
+        row, base: raw entries, shape (n,).
+        grain: entries.
+        sums: float64, shape (grains, 3, 2), written: sum of magnitudes, of squares, and greatest magnitude, each of
+            the delta and of the votes.
+    """
+    for index in range(sums.shape[0]):
+        start = index * grain
+        stop = min(start + grain, row.size)
+        mass, kept_mass, square, kept_square = _norms(votes[start:stop], row[start:stop], base[start:stop])
+        greatest, kept_greatest = _greatest(votes[start:stop], row[start:stop], base[start:stop])
+        sums[index, 0, 0] = mass
+        sums[index, 0, 1] = kept_mass
+        sums[index, 1, 0] = square
+        sums[index, 1, 1] = kept_square
+        sums[index, 2, 0] = greatest
+        sums[index, 2, 1] = kept_greatest

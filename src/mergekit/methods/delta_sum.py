@@ -1,0 +1,154 @@
+"""Sums of thinned task vectors: the frame of TIES, DARE, Model Breadcrumbs and DELLA."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit.kernels.streams import threshold
+from mergekit.methods.contract import Array, Block, Method, PerModel, Raw, Reduction, Stats, parameter
+from mergekit.methods.reductions import Cut, Kth, Magnitude, Norms
+
+Numbers = NDArray[Any]
+
+NO_DIVISOR = 1e-8
+"""Sum of weights that counts as 0."""
+
+NORMS = ("l1", "l2", "linf")
+"""Norms that can be restored: sum of magnitudes, Euclidean, greatest magnitude."""
+
+_NO_NORM = 1e-7  # norm that is not matched
+_EVERYTHING = (0, 1 << 62)  # a cut that every magnitude passes, and its edge
+_NOTHING = (0xFFFFFFFF, -1)  # one that none does
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaSum(Method, ABC):
+    """A method whose result is ``b + λ · Σ_i w_i · r_i · S_i``, S_i being what is kept of the delta of model i.
+
+    Subclasses say what is kept: in a band of magnitudes (`band`), at random (`chance`), or otherwise (`votes_of`).
+    """
+
+    elects: ClassVar[bool]
+    """Whether each entry's sign is elected, and only what agrees with it is added up."""
+
+    weight: PerModel = parameter(1.0, per_model=True, doc="factor of each task vector")
+    density: PerModel = parameter(1.0, per_model=True, low=0, high=1, doc="share of entries kept of each task vector")
+    normalize: bool = parameter(False, kind="bool", doc="divide by the sum of the weights")
+    lambda_: float = parameter(1.0, name="lambda", doc="factor of the sum of the task vectors")
+    rescale: bool = parameter(False, kind="bool", doc="make up for what was dropped")
+    rescale_norm: str = parameter("", kind="str", choices=NORMS, doc="norm of the task vector that is restored")
+
+    def band(self, entries: int, model: int) -> tuple[int, int] | None:
+        """How many entries, by descending magnitude, are kept after how many that are dropped; None to keep all."""
+        del entries, model
+        return None
+
+    def chance(self, model: int) -> float:
+        """Probability with which an entry within the band is kept."""
+        del model
+        return 1.0
+
+    @property
+    def matches_norms(self) -> bool:
+        """Whether `rescale` means to restore the norm of the whole delta."""
+        return True
+
+    def rescaled(self, model: int) -> float:
+        """Factor that makes up for what was dropped at random."""
+        return 1.0 / self.chance(model) if self.rescale and not self.matches_norms and self.chance(model) else 1.0
+
+    def _ranks(self, entries: int, stats: Stats) -> Sequence[Sequence[int]]:
+        del stats
+        bands = (self.band(entries, model) or (entries, 0) for model in range(len(self.weight)))
+        return [(kept + dropped, dropped) for kept, dropped in bands]
+
+    def reductions(self) -> tuple[Reduction, ...]:
+        """The cuts of each delta, and its norms where they are to be matched; nothing where all is kept."""
+        models = range(len(self.weight))
+        found: list[Reduction] = []
+        if any(self.band(1 << 40, model) for model in models):
+            found.append(Kth("cut", tuple(map(Magnitude, models)), self._ranks))
+        if self.rescale and self.matches_norms:
+            found.append(Norms("norms", len(models), self.votes_of))
+        return tuple(found)
+
+    def cut(self, block: Block, stats: Stats) -> Cut:
+        """The band of each model, with edges counted from the block's start."""
+        if "cut" in stats:
+            found: Cut = stats["cut"]
+            return Cut(found.bits, found.edges - block.start)
+        bits, edges = np.array([_EVERYTHING, _NOTHING]).T
+        width = len(self.weight)
+        return Cut(np.repeat(bits[:, None], width, 1).astype(np.uint32), np.repeat(edges[:, None], width, 1))
+
+    def factors(self, stats: Stats) -> list[float]:
+        """Weights, times what makes up for what was dropped."""
+        ratios = [self.rescaled(model) for model in range(len(self.weight))]
+        if "norms" in stats:
+            place = NORMS.index(self.rescale_norm or "l1")
+            pairs = [pair[place] for pair in stats["norms"]]
+            ratios = [float(whole / kept) if min(whole, kept) >= _NO_NORM else 1.0 for whole, kept in pairs]
+        return [weight * ratio for weight, ratio in zip(self.weight, ratios, strict=True)]
+
+    @property
+    def scale(self) -> float:
+        """Factor of the sum: λ, over the sum of all weights where signs are not elected."""
+        total = sum(self.weight)
+        divided = self.normalize and not self.elects and abs(total) >= NO_DIVISOR
+        return self.lambda_ / total if divided else self.lambda_
+
+    def votes_of(self, block: Block, stats: Stats, model: int) -> Array:
+        """What is kept of the delta of a model, unscaled: float32, shape (n,), in the block's library."""
+        from mergekit.kernels import arrays, fused
+
+        if block.reducers is fused:
+            votes = np.empty(block.rows.shape[1], np.float32)
+            self.fill_votes(block, stats, model, votes)
+            return votes
+        cut, chance = self.cut(block, stats), threshold(self.chance(model))
+        kept = arrays.trim(block.models[model] - block.base, cut.bits[:, model], cut.edges[:, model])
+        return kept * (block.noise(model) < chance) if chance < threshold(1) else kept
+
+    def fill_votes(self, block: Block, stats: Stats, model: int, out: Raw) -> None:
+        """The same from raw entries, by a kernel."""
+        from mergekit.kernels.fused import thin
+
+        cut, own = self.cut(block, stats), slice(model, model + 1)
+        bits, edges, keys = cut.bits[:, own].copy(), cut.edges[:, own].copy(), block.keys(model)[None]
+        chance = threshold(self.chance(model))
+        thin(block.models[model], block.base, bits, edges, chance, block.start, keys, out)
+
+    def merge(self, block: Block, stats: Stats) -> Array:
+        """Votes, election and sum on the block."""
+        from array_api_compat import array_namespace
+
+        xp = array_namespace(block.rows)
+        factors = self.factors(stats)
+        votes = [factor * self.votes_of(block, stats, model) for model, factor in enumerate(factors)]
+        total = sum(votes[1:], votes[0])
+        if self.elects:
+            agree = [xp.where(total >= 0, vote > 0, ~(vote >= 0)) for vote in votes]  # no number stays none
+            total = sum(vote * same for vote, same in zip(votes, agree, strict=True))
+            if self.normalize:
+                weights = zip(self.weight, agree, strict=True)
+                divisor = sum(weight * xp.astype(same, xp.float32) for weight, same in weights)
+                total = total / xp.where(divisor == 0, xp.ones_like(divisor), divisor)
+        return block.base + self.scale * total
+
+    def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
+        """All steps in one pass over entries in registers and first-level cache."""
+        from mergekit.kernels.fused import delta_sum
+
+        models = range(len(self.weight))
+        weights, factors = (np.array(values, np.float32) for values in (self.weight, self.factors(stats)))
+        chances = np.array([threshold(self.chance(model)) for model in models])
+        keys = np.stack([block.keys(model) for model in models])
+        cut = self.cut(block, stats)
+        settings = (cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize, self.scale)
+        delta_sum(block.base, block.models, weights, factors, *settings, out)
