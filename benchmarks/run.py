@@ -224,7 +224,7 @@ def compete(method: str, entrants: Sequence[Contender], work: Path, warm_up: boo
     rounds = max(entrant.runs for entrant in entrants)
     for turn in range(-1 if warm_up else 0, rounds):
         for entrant in entrants:
-            if entrant.name in out or turn >= entrant.runs:
+            if entrant.name in out or turn >= entrant.runs or (turn < 0 and entrant.name == "peer"):
                 continue
             progress(f"{method}: {entrant.name} " + (f"run {turn + 1} of {entrant.runs}" if turn >= 0 else "warm-up"))
             try:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mergekit.checkpoint import DTYPES, Extent, Stored, TensorSpec
 from mergekit.errors import UnsupportedError
-from mergekit.plan.views import View, fuse_experts
+from mergekit.plan.views import Pieces, fuse_experts
 
 
 @st.composite
@@ -20,7 +20,7 @@ def views(draw):
         start = draw(st.integers(0, 100))
         extents.append(Extent(Path(f"{number}"), start, start + size))
     spec = TensorSpec("t", DTYPES["U8"], (sum(sizes),))
-    return View(spec, tuple(extents), tuple(map(str, range(len(sizes)))))
+    return Pieces(spec, tuple(extents), tuple(map(str, range(len(sizes)))))
 
 
 def places(extents):
@@ -30,16 +30,16 @@ def places(extents):
 @given(view=views(), bounds=st.tuples(st.integers(0, 50), st.integers(0, 50)))
 def test_a_cut_is_the_same_bytes_as_of_the_whole(view, bounds):
     first, last = sorted(bounds)
-    cut = list(view.cut(first, last))
-    assert places(cut) == places(view.extents)[first:last]
+    cut = list(view.extents(first, last))
+    assert places(cut) == places(view.pieces)[first:last]
     assert all(extent.nbytes > 0 for extent in cut)
 
 
 @given(view=views(), cuts=st.lists(st.integers(0, 45), max_size=4))
 def test_neighbouring_cuts_add_up(view, cuts):
     edges = [0, *sorted(cut for cut in cuts if cut <= view.nbytes), view.nbytes]
-    pieces = [extent for first, last in pairwise(edges) for extent in view.cut(first, last)]
-    assert places(pieces) == places(view.extents)
+    pieces = [extent for first, last in pairwise(edges) for extent in view.extents(first, last)]
+    assert places(pieces) == places(view.pieces)
 
 
 def stored(name, shape, dtype="BF16"):
@@ -61,7 +61,7 @@ def test_experts_become_one_tensor_each_kind():
     }
     order = [name.split("experts.")[1] for name in fused["mlp.experts.gate_up_proj"].names]
     assert order == [f"{expert}.{matrix}.weight" for expert in range(12) for matrix in ("w1", "w3")]
-    assert all(view.nbytes == sum(extent.nbytes for extent in view.extents) for view in fused.values())
+    assert all(view.nbytes == sum(extent.nbytes for extent in view.pieces) for view in fused.values())
 
 
 def test_a_layer_without_experts_stays_as_it_is():

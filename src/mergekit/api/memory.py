@@ -71,7 +71,7 @@ def merger(memory: Memory, files: Reader, compute: Compute) -> Iterator[Callable
             sink.held = np.empty(task.out.nbytes, np.uint8)
             outcome = team.run(0, task)
             if outcome.broken:
-                files_read = dict.fromkeys(str(operand.view.extents[0].file) for operand in task.operands)
+                files_read = dict.fromkeys(operand.view.files[0] for operand in task.operands)
                 raise NonFiniteError(
                     f"{outcome.broken} of {task.out.count} entries of `{task.out.name}` are infinite or not a number",
                     place=", ".join(files_read),

@@ -17,7 +17,7 @@ from mergekit.methods import Method
 from mergekit.plan import Memory, Operand, TensorTask
 from mergekit.plan.memory import fit_memory
 from mergekit.plan.tensors import MERGEABLE, promoted
-from mergekit.plan.views import View
+from mergekit.plan.views import Pieces
 
 
 def merge_tensors(
@@ -151,7 +151,7 @@ def _refuse_missing(names: Sequence[str], inputs: Sequence[_Input]) -> None:
 def _task(name: str, inputs: Sequence[_Input], library: Library, method: Method, based: bool, seed: int) -> TensorTask:
     specs = [library.spec(name, each.tensors[name]) for each in inputs]
     operands = tuple(
-        Operand(index, View.of(Stored(spec, Extent(Path(each.label), 0, spec.nbytes))))
+        Operand(index, Pieces.of(Stored(spec, Extent(Path(each.label), 0, spec.nbytes))))
         for index, (spec, each) in enumerate(zip(specs, inputs, strict=True))
     )
     if len({spec.shape for spec in specs}) > 1:

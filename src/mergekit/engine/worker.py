@@ -17,6 +17,7 @@ from mergekit.kernels import RAW
 from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats
 from mergekit.plan import Memory, Operand, TensorTask
+from mergekit.plan.views import StoredView
 
 Raw = NDArray[Any]
 
@@ -81,7 +82,11 @@ class Worker:
     advance: Callable[[int], None]
     _buffers: dict[str, Raw] = field(default_factory=dict)
 
-    def _buffer(self, use: str, nbytes: int) -> Raw:
+    def read(self, extent: Extent, into: Buffer) -> None:
+        """Fill a buffer with the bytes of an extent."""
+        self.files.read(extent, into)
+
+    def buffer(self, use: str, nbytes: int) -> Raw:
         """Room for one use, kept between stripes: fresh memory would cost a page fault every 4 kB."""
         held = self._buffers.get(use)
         if held is None or held.nbytes < nbytes:
@@ -97,9 +102,8 @@ class Worker:
     def prefetch(self, task: TensorTask, span: Span) -> None:
         """Have the system read a span, or its beginning, while this worker computes; from cold files that is faster."""
         for operand in task.operands:
-            bits = operand.view.spec.dtype.bits
-            first, last = span.start * bits // 8, span.stop * bits // 8
-            for extent in operand.view.cut(first, min(last, first + _AHEAD)):
+            ahead = span.start + _AHEAD * 8 // operand.view.spec.dtype.bits
+            for extent in operand.view.extents(span.start, min(span.stop, ahead)):
                 self.files.prefetch(extent)
 
     def sweep(self, task: TensorTask, span: Span, search: Search) -> Any:
@@ -124,15 +128,14 @@ class Worker:
     def copy(self, task: TensorTask, operand: Operand, span: Span) -> Measure:
         """Copy a span of one operand, bytes as they are; operands that must be identical are compared."""
         measures: list[Measure] = []
-        size = operand.view.spec.dtype.bits
+        dtype = operand.view.spec.dtype
         for stripe in self.stripes(task, span):
-            first, last = stripe.start * size // 8, stripe.stop * size // 8
-            bytes_read = self._bytes("copy", operand, first, last)
+            bytes_read = self._bytes("copy", operand, stripe)
             if task.identical:
-                self._compare(task, bytes_read, first, last)
-            self.writer.write(task.out.name, first, bytes_read)
-            measures.extend(self._measured_copy(task, operand.view.spec.dtype, bytes_read))
-            self.advance((last - first) * (len(task.operands) + 1))
+                self._compare(task, bytes_read, stripe)
+            self.writer.write(task.out.name, stripe.start * dtype.bits // 8, bytes_read)
+            measures.extend(self._measured_copy(task, dtype, bytes_read))
+            self.advance(bytes_read.nbytes * (len(task.operands) + 1))
         return _joined(measures)
 
     def sample(self, task: TensorTask, chunks: int) -> list[Block]:
@@ -149,47 +152,37 @@ class Worker:
     def _block(self, task: TensorTask, stripe: Span, rows: Raw) -> Block:
         return self.compute.block(rows, task.based, stripe.start, task.target)
 
-    def _bytes(self, use: str, operand: Operand, first: int, last: int) -> Raw:
-        room = self._buffer(use, last - first)
-        self._fill(room, operand, first, last)
+    def _bytes(self, use: str, operand: Operand, stripe: Span) -> Raw:
+        view = operand.view
+        if not isinstance(view, StoredView):
+            raise TypeError(f"`{view.spec.name}` is computed and has no bytes to copy")
+        room = self.buffer(use, (stripe.stop - stripe.start) * view.spec.dtype.bits // 8)
+        view.read_bytes(self, stripe.start, stripe.stop, room)
         return room
 
-    def _fill(self, room: Raw, operand: Operand, first: int, last: int) -> None:
-        """Read bytes of an operand into contiguous memory of exactly that size."""
-        octets = room.view(np.uint8)
-        for extent in operand.view.cut(first, last):
-            self.files.read(extent, octets[: extent.nbytes])
-            octets = octets[extent.nbytes :]
-
-    def _compare(self, task: TensorTask, expected: Raw, first: int, last: int) -> None:
+    def _compare(self, task: TensorTask, expected: Raw, stripe: Span) -> None:
         operand = task.operands[0]
         for other in task.operands[1:]:
-            if not np.array_equal(expected, self._bytes("other", other, first, last)):
+            if not np.array_equal(expected, self._bytes("other", other, stripe)):
                 raise IncompatibleModelsError(
                     f"`{task.out.name}` holds {task.out.dtype.title} and differs between the models",
-                    place=f"{operand.view.extents[0].file} and {other.view.extents[0].file}",
+                    place=f"{operand.view.files[0]} and {other.view.files[0]}",
                     expected="the same values in all models: integers are copied, never averaged",
                 )
 
     def _read(self, task: TensorTask, stripe: Span) -> Raw:
         """All operands of a stripe, shape (k, n), in the task's row format."""
         entries = stripe.stop - stripe.start
-        row_format = task.row_format
-        dtype = np.dtype(RAW[row_format])
-        room = self._buffer("rows", len(task.operands) * entries * dtype.itemsize)
+        dtype = np.dtype(RAW[task.row_format])
+        room = self.buffer("rows", len(task.operands) * entries * dtype.itemsize)
         rows = room.view(dtype).reshape(len(task.operands), entries)
         for row, operand in zip(rows, task.operands, strict=True):
-            stored = operand.view.spec.dtype
-            first, last = stripe.start * stored.bits // 8, stripe.stop * stored.bits // 8
-            if stored.name == row_format:
-                self._fill(row, operand, first, last)
-            else:
-                _widen(self._bytes("raw", operand, first, last), stored.name, row)
+            operand.view.read(self, stripe.start, stripe.stop, row)
         return rows
 
     def _out(self, task: TensorTask, entries: int) -> Raw:
         dtype = np.dtype(RAW.get(task.out.dtype.name, RAW["F32"]))
-        return self._buffer("out", entries * dtype.itemsize).view(dtype)
+        return self.buffer("out", entries * dtype.itemsize).view(dtype)
 
     def _measured(self, task: TensorTask, out: Raw, reference: Raw) -> Measure:
         from mergekit.kernels.fused import measure
@@ -213,16 +206,6 @@ class Worker:
         entries = out if task.out.dtype.name in RAW else out.astype(task.out.dtype.storage)
         self.writer.write(task.out.name, start * size, entries)
         self.advance(out.size * (size + task.read_bytes // max(1, task.out.count)))
-
-
-def _widen(raw: Raw, name: str, row: Raw) -> None:
-    from mergekit.kernels.fused import widen
-
-    if name in RAW:
-        widen(raw.view(RAW[name]), row)
-    else:
-        with np.errstate(over="ignore"):  # what does not fit is infinite, and found in the output
-            row[:] = raw.view("<f8")
 
 
 def _joined(measures: list[Measure]) -> Measure:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mergekit.checkpoint import Checkpoint, open_checkpoint
 from mergekit.errors import CheckpointError, Findings
 from mergekit.layout import Layout, Part, align_names, read_layout
-from mergekit.plan.views import View, fuse_experts
+from mergekit.plan.views import Pieces, View, fuse_experts
 from mergekit.recipe import ModelRef, Recipe
 
 Key = tuple[str, int | None, str]
@@ -72,7 +72,7 @@ def _model(ref: ModelRef, checkpoint: Checkpoint, donor_names: Sequence[str], fu
     shapes = {renamed[name]: stored.spec.shape for name, stored in checkpoint.tensors.items()}
     layout = read_layout(shapes, checkpoint.config)
     keys = {_key(layout, renamed[name]): name for name in checkpoint.tensors}
-    views = {key: View.of(checkpoint.tensors[name]) for key, name in keys.items()}
+    views: dict[Key, View] = {key: Pieces.of(checkpoint.tensors[name]) for key, name in keys.items()}
     names = {key: renamed[name] for key, name in keys.items()}
     if fused:
         views = _with_fused_experts(checkpoint, keys)
@@ -87,7 +87,7 @@ def _with_fused_experts(checkpoint: Checkpoint, keys: Mapping[Key, str]) -> dict
     views: dict[Key, View] = {}
     for (module, layer), own in layers.items():
         stored = {suffix: checkpoint.tensors[name] for suffix, name in own.items()}
-        merged = fuse_experts(stored) if layer is not None else {s: View.of(t) for s, t in stored.items()}
+        merged = fuse_experts(stored) if layer is not None else {s: Pieces.of(t) for s, t in stored.items()}
         views |= {(module, layer, suffix): view for suffix, view in merged.items()}
     return views
 

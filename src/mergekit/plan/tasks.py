@@ -8,11 +8,11 @@ from pathlib import Path
 
 from mergekit.checkpoint import Shard, TensorSpec
 from mergekit.errors import Findings
-from mergekit.kernels import GRAIN, RAW
+from mergekit.kernels import GRAIN
 from mergekit.methods import Method, Target
 from mergekit.plan.memory import Memory
 from mergekit.plan.models import Model
-from mergekit.plan.views import View
+from mergekit.plan.views import StoredView, View
 from mergekit.recipe import Recipe
 
 
@@ -64,7 +64,8 @@ class TensorTask:
         if index is None:
             return None
         operand = self.operands[index + self.based]
-        return operand if operand.view.spec.dtype == self.out.dtype else None
+        stored = isinstance(operand.view, StoredView) and operand.view.spec.dtype == self.out.dtype
+        return operand if stored else None
 
     @property
     def read_bytes(self) -> int:
@@ -74,8 +75,8 @@ class TensorTask:
     @property
     def row_format(self) -> str:
         """The format in which all operands are held: their own if they share one that kernels read, else F32."""
-        names = {operand.view.spec.dtype.name for operand in self.operands}
-        return names.pop() if len(names) == 1 and names <= RAW.keys() else "F32"
+        formats = {operand.view.row_format for operand in self.operands}
+        return formats.pop() if len(formats) == 1 else "F32"
 
 
 @dataclass(frozen=True, slots=True)

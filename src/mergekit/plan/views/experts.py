@@ -1,62 +1,14 @@
-"""Tensors as a merge reads them: where they lie, or several as if they were one."""
+"""The matrices of all experts of a layer as one tensor."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from mergekit.checkpoint import Extent, Stored, TensorSpec
+from mergekit.checkpoint import Stored, TensorSpec
 from mergekit.errors import UnsupportedError
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One stored tensor, or several of one dtype laid end to end.
-
-    Parameters:
-        spec: dtype and shape as a whole, and the name of the first stored tensor.
-        extents: where the bytes are, in their order.
-        names: the stored tensors.
-    """
-
-    spec: TensorSpec
-    extents: tuple[Extent, ...]
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, stored: Stored) -> View:
-        """A stored tensor as it is."""
-        return cls(stored.spec, (stored.extent,), (stored.spec.name,))
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.spec.nbytes
-
-    def rows(self, count: int) -> View:
-        """The first `count` rows of a view of one tensor."""
-        spec = TensorSpec(self.spec.name, self.spec.dtype, (count, *self.spec.shape[1:]))
-        (extent,) = self.extents
-        return View(spec, (Extent(extent.file, extent.start, extent.start + spec.nbytes),), self.names)
-
-    def cut(self, first: int, last: int) -> Iterator[Extent]:
-        """The bytes [first, last) of the view, piece by piece.
-
-        Example:
-            >>> from pathlib import Path
-            >>> from mergekit.checkpoint import DTYPES
-            >>> pieces = (Extent(Path("a"), 8, 12), Extent(Path("b"), 20, 24))
-            >>> view = View(TensorSpec("t", DTYPES["U8"], (8,)), pieces, ("t", "u"))
-            >>> [(piece.start, piece.stop) for piece in view.cut(3, 6)]
-            [(11, 12), (20, 22)]
-        """
-        for extent in self.extents:
-            start, stop = extent.start + max(first, 0), min(extent.start + last, extent.stop)
-            if start < stop:
-                yield Extent(extent.file, start, stop)
-            first, last = first - extent.nbytes, last - extent.nbytes
-
+from mergekit.plan.views.base import View
+from mergekit.plan.views.pieces import Pieces
 
 _EXPERT = re.compile(r"(?P<stem>.*?)(?P<experts>experts)\.(?P<number>\d+)\.(?P<matrix>[\w.]+?)\.weight")
 _FUSED = {
@@ -96,7 +48,7 @@ def fuse_experts(layer: Mapping[str, Stored]) -> dict[str, View]:
             name = f"{_renamed(match['stem'])}experts.{matrix}"
             found.setdefault(name, []).append((int(match["number"]), place, stored))
         else:
-            views[suffix] = View.of(stored)
+            views[suffix] = Pieces.of(stored)
     if not found:
         return views
     joined = {name: _joined(name, sorted(parts, key=_order)) for name, parts in found.items()}
@@ -111,7 +63,7 @@ def _renamed(suffix: str) -> str:
     return _NEW_STEM + suffix.removeprefix(_OLD_STEM) if suffix.startswith(_OLD_STEM) else suffix
 
 
-def _joined(name: str, parts: Sequence[_Matrix]) -> View:
+def _joined(name: str, parts: Sequence[_Matrix]) -> Pieces:
     stored = [part[2] for part in parts]
     first, places = stored[0].spec, 2 if name.endswith("gate_up_proj") else 1
     experts = len(parts) // places
@@ -124,4 +76,4 @@ def _joined(name: str, parts: Sequence[_Matrix]) -> View:
             hint="a merge without fused experts",
         )
     spec = TensorSpec(first.name, first.dtype, (experts, places * first.shape[0], *first.shape[1:]))
-    return View(spec, tuple(one.extent for one in stored), tuple(one.spec.name for one in stored))
+    return Pieces(spec, tuple(one.extent for one in stored), tuple(one.spec.name for one in stored))

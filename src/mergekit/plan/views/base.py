@@ -1,0 +1,139 @@
+"""What a merge may ask of an operand, however its bytes lie."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit.checkpoint import Extent, TensorSpec
+from mergekit.checkpoint.reading import Buffer
+from mergekit.kernels import RAW
+
+Raw = NDArray[Any]
+
+
+class Access(Protocol):
+    """What a view reads with: files, and room to work in."""
+
+    def read(self, extent: Extent, into: Buffer) -> None:
+        """Fill a buffer with the bytes of an extent."""
+
+    def buffer(self, use: str, nbytes: int) -> Raw:
+        """Uninitialised bytes, the same ones for the same use until it is asked for again."""
+
+
+class View(ABC):
+    """A tensor as a merge sees it: stored as it is, or computed from what is stored.
+
+    Attributes:
+        spec: name of the first stored tensor, dtype and shape as the merge sees them.
+        names: the stored tensors it is made of.
+    """
+
+    spec: TensorSpec
+    names: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that are read for the whole tensor."""
+
+    @abstractmethod
+    def extents(self, start: int, stop: int) -> Iterator[Extent]:
+        """What is read for the entries [start, stop)."""
+
+    @abstractmethod
+    def read(self, access: Access, start: int, stop: int, into: Raw) -> None:
+        """Fill `into` with the entries [start, stop): raw ones if it has the dtype of `row_format`, else float32."""
+
+    @property
+    def row_format(self) -> str:
+        """The format in which kernels take its entries; F32 if they are computed."""
+        return "F32"
+
+    def rows(self, count: int) -> View:
+        """The first `count` rows."""
+        spec = TensorSpec(self.spec.name, self.spec.dtype, (count, *self.spec.shape[1:]))
+        return Leading(self, spec, self.names)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Where it is stored, for messages."""
+        return tuple(dict.fromkeys(str(extent.file) for extent in self.extents(0, self.spec.count)))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Leading(View):
+    """The first entries of a view.
+
+    Parameters:
+        view: the whole.
+        spec: what is left of it.
+        names: the stored tensors.
+    """
+
+    view: View
+    spec: TensorSpec
+    names: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its share of what the whole reads."""
+        return self.view.nbytes * self.spec.count // max(1, self.view.spec.count)
+
+    @property
+    def row_format(self) -> str:
+        """That of the whole."""
+        return self.view.row_format
+
+    def extents(self, start: int, stop: int) -> Iterator[Extent]:
+        """Those of the whole."""
+        return self.view.extents(start, stop)
+
+    def read(self, access: Access, start: int, stop: int, into: Raw) -> None:
+        """As from the whole."""
+        self.view.read(access, start, stop, into)
+
+
+class StoredView(View, ABC):
+    """A view whose entries are stored as they are seen, so that their bytes can be copied."""
+
+    @abstractmethod
+    def read_bytes(self, access: Access, start: int, stop: int, into: Raw) -> None:
+        """Fill uint8 `into` with the bytes of the entries [start, stop)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.spec.nbytes
+
+    @property
+    def row_format(self) -> str:
+        """The format of the entries, if kernels can read it."""
+        return self.spec.dtype.name if self.spec.dtype.name in RAW else "F32"
+
+    def read(self, access: Access, start: int, stop: int, into: Raw) -> None:
+        """The bytes, widened where other entries are asked for."""
+        dtype = self.spec.dtype
+        if dtype.name in RAW and into.dtype == np.dtype(RAW[dtype.name]):
+            self.read_bytes(access, start, stop, into.view(np.uint8))
+        else:
+            octets = access.buffer("stored", (stop - start) * dtype.bits // 8)
+            self.read_bytes(access, start, stop, octets)
+            _widen(octets, dtype.name, into)
+
+
+def _widen(octets: Raw, name: str, row: Raw) -> None:
+    from mergekit.kernels.fused import widen
+
+    if name in RAW:
+        widen(octets.view(RAW[name]), row)
+    else:
+        with np.errstate(over="ignore"):  # what does not fit is infinite, and found in the output
+            row[:] = octets.view("<f8")

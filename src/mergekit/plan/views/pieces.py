@@ -1,0 +1,62 @@
+"""Tensors that lie in the files as they are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+from mergekit.checkpoint import Extent, Stored, TensorSpec
+from mergekit.plan.views.base import Access, Raw, StoredView
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pieces(StoredView):
+    """One stored tensor, or several of one dtype laid end to end.
+
+    Parameters:
+        spec: dtype and shape as a whole, and the name of the first stored tensor.
+        pieces: where the bytes are, in their order.
+        names: the stored tensors.
+    """
+
+    spec: TensorSpec
+    pieces: tuple[Extent, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stored: Stored) -> Pieces:
+        """A stored tensor as it is."""
+        return cls(stored.spec, (stored.extent,), (stored.spec.name,))
+
+    def rows(self, count: int) -> Pieces:
+        """The first `count` rows of a view of one tensor."""
+        spec = TensorSpec(self.spec.name, self.spec.dtype, (count, *self.spec.shape[1:]))
+        (piece,) = self.pieces
+        return Pieces(spec, (Extent(piece.file, piece.start, piece.start + spec.nbytes),), self.names)
+
+    def extents(self, start: int, stop: int) -> Iterator[Extent]:
+        """The bytes of the entries [start, stop), piece by piece.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from mergekit.checkpoint import DTYPES
+            >>> pieces = (Extent(Path("a"), 8, 12), Extent(Path("b"), 20, 24))
+            >>> view = Pieces(TensorSpec("t", DTYPES["U8"], (8,)), pieces, ("t", "u"))
+            >>> [(piece.start, piece.stop) for piece in view.extents(3, 6)]
+            [(11, 12), (20, 22)]
+        """
+        bits = self.spec.dtype.bits
+        first, last = start * bits // 8, stop * bits // 8
+        for piece in self.pieces:
+            begin, end = piece.start + max(first, 0), min(piece.start + last, piece.stop)
+            if begin < end:
+                yield Extent(piece.file, begin, end)
+            first, last = first - piece.nbytes, last - piece.nbytes
+
+    def read_bytes(self, access: Access, start: int, stop: int, into: Raw) -> None:
+        """One read for each piece."""
+        for extent in self.extents(start, stop):
+            access.read(extent, into[: extent.nbytes])
+            into = into[extent.nbytes :]
