@@ -10,7 +10,17 @@ from tiny_families import LAYERS, load
 GUIDES = Path(__file__).parent / "guides"
 NO_BASE = "no base_model is given: slerp takes the first model, models/mistral/a, as base"
 
+OF_BASE = [f"parameter `{name}` of the base model has no effect" for name in ("weight", "density")]
+
+
+def unread(method, *names):
+    return [f"parameter `{name}` is not read by {method} and has no effect" for name in names]
+
+
 TOLD = {
+    "dare_ties_int8": (unread("dare_ties", "int8_mask"), []),
+    "dare_ties_leftovers": (OF_BASE + unread("dare_ties", "dare_linear", "dare_density", "dare_epsilon"), []),
+    "dare_ties_without_base_parameters": (OF_BASE, []),
     "linear_three": ([], []),
     "passthrough_halves": ([], []),
     "passthrough_keep_ends": ([], []),
@@ -18,14 +28,7 @@ TOLD = {
     "slerp_models_and_slices": ([], ["`models` only repeats the models of `slices` and is left aside"]),
     "slerp_without_base": ([], [NO_BASE]),
     "task_arithmetic_negative": (["parameter `weight` of the base model has no effect"], []),
-    "ties_base_in_models": (
-        [
-            "parameter `weight` of the base model has no effect",
-            "parameter `density` of the base model has no effect",
-            "parameter `int8_mask` is not read by ties and has no effect",
-        ],
-        [],
-    ),
+    "ties_base_in_models": (OF_BASE + unread("ties", "int8_mask"), []),
 }
 """Warnings and notices of each guide."""
 
