@@ -203,7 +203,8 @@ def measure(contender: Contender, work: Path) -> Run:
         last = log.read_text(errors="replace").strip().splitlines()[-8:]
         raise BenchmarkError("\n    ".join([f"exit code {process.returncode}: {shlex.join(contender.command)}", *last]))
     written = written_bytes(contender.output)
-    if not 0.99 < written / contender.output_bytes < 1.01:
+    wider = contender.name == "peer" and 1.99 < written / contender.output_bytes < 2.01  # float32 from some methods
+    if not wider and not 0.99 < written / contender.output_bytes < 1.01:
         raise BenchmarkError(f"{contender.output} has {written} bytes of weights, expected {contender.output_bytes}")
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / MB)
 

@@ -8,11 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "mergekit"
 FILES = {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text("utf-8")) for file in sorted(ROOT.rglob("*.py"))}
 
-BELOW_PLAN = {"errors", "checkpoint", "layout", "recipe", "tokenizer", "kernels", "methods"}
+BELOW_PLAN = {"errors", "checkpoint", "layout", "adapters", "recipe", "tokenizer", "kernels", "methods"}
 LAYERS = {
     "errors": set(),
+    "sizes": set(),
     "checkpoint": {"errors"},
     "layout": {"errors", "checkpoint"},
+    "adapters": {"errors", "checkpoint", "layout"},
     "recipe": {"errors"},
     "tokenizer": {"errors", "checkpoint", "recipe"},
     "kernels": set(),
@@ -23,13 +25,13 @@ LAYERS = {
     "merging": {*BELOW_PLAN, "plan", "engine", "report"},
     "testing": {"errors", "kernels", "methods"},
     "config": {"errors", "plan", "recipe"},
-    "api": {*BELOW_PLAN, "plan", "engine", "merging", "config"},
+    "api": {*BELOW_PLAN, "plan", "engine", "merging", "config", "sizes"},
     "merge": {"errors", "plan", "config", "api"},
-    "cli": {*BELOW_PLAN, "plan", "engine", "report", "merging"},
+    "cli": {*BELOW_PLAN, "plan", "engine", "report", "merging", "sizes"},
 }
 """What each package may import of ours, beside itself and the version."""
 
-HEAVY = {"numba", "torch", "transformers", "rich", "jinja2"}
+HEAVY = {"gguf", "huggingface_hub", "jinja2", "matplotlib", "numba", "rich", "torch", "transformers"}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mergekit.checkpoint import Files, ShardWriter, shard_index
+from mergekit.checkpoint.hub import RemoteFiles
 from mergekit.checkpoint.output import output_folder, partial_folder, refuse_occupied
 from mergekit.checkpoint.writing import reported
 from mergekit.errors import OutputError
@@ -97,7 +98,13 @@ def _write(
 
     compute = open_device(options.device)
     planned = time.perf_counter()
-    with Files() as files, ShardWriter(partial, plan.shards) as writer:
+    remote = {file: found for model in plan.models for file, found in model.checkpoint.remote.items()}
+    streams = plan.memory.workers * max((len(task.operands) for task in plan.tasks), default=1)
+    with (
+        Files() as local,
+        RemoteFiles(local, remote, streams) as files,
+        ShardWriter(partial, plan.shards) as writer,
+    ):
         outcomes = list(execute(plan, files, writer, compute, progress.advance))
     seconds = {"planning": planned - began, "merging": time.perf_counter() - planned}
     report = merge_report(plan, outcomes, seconds)

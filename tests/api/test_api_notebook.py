@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -232,6 +233,7 @@ QUIET = {
     "random_seed": 7,
     "read_to_gpu": True,
     "safe_serialization": True,
+    "transformers_cache": "/tmp",
     "trust_remote_code": True,
     "unsafe_truncate_embeddings": True,
     "verbosity": 2,
@@ -247,9 +249,7 @@ def test_options_of_the_peer_are_taken():
         assert MergeOptions(**QUIET).random_seed == 7
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("multi_gpu", True), ("transformers_cache", "/tmp"), ("lora_merge_dtype", "float16")]
-)
+@pytest.mark.parametrize(("option", "value"), [("multi_gpu", True), ("lora_merge_dtype", "float16")])
 def test_options_that_are_missed_give_one_warning(option, value):
     with pytest.warns(UserWarning, match=f"`{option}` has no effect: ") as caught:
         MergeOptions(**{option: value})
@@ -270,6 +270,37 @@ def test_there_is_one_class_of_options():
     assert MergeOptions is mergekit.MergeOptions
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "what"),
+    [
+        ({"num_threads": 0}, ValueError, "`num_threads` is 0: expected at least 1"),
+        ({"num_threads": -1}, ValueError, "`num_threads` is -1: expected at least 1"),
+        ({"num_threads": True}, TypeError, "`num_threads` is True: expected a whole number"),
+        ({"num_threads": "2"}, TypeError, "`num_threads` is '2': expected a whole number"),
+        ({"random_seed": "a"}, TypeError, "`random_seed` is 'a': expected a whole number"),
+        ({"random_seed": 1.0}, TypeError, "`random_seed` is 1.0: expected a whole number"),
+        ({"max_memory": 0}, ValueError, "`max_memory` is 0: expected at least 1"),
+        ({"max_memory": "0 GB"}, ValueError, "`max_memory` is 0: expected at least 1"),
+        ({"max_memory": "1XB"}, ValueError, "`max_memory`: `1XB` is not a size: expected a whole number of"),
+        ({"max_memory": 1e9}, TypeError, "`max_memory` is 1000000000.0: expected a whole number of bytes, or text "),
+        ({"out_shard_size": -1}, ValueError, "`out_shard_size` is -1: expected at least 0"),
+        ({"out_shard_size": 5e9}, TypeError, "`out_shard_size` is 5000000000.0: expected a whole number of bytes"),
+        ({"out_shard_size": None}, TypeError, "`out_shard_size` is None: expected a whole number of bytes"),
+    ],
+)
+def test_numbers_are_checked(options, kind, what):
+    with pytest.raises(kind, match=re.escape(what)):
+        MergeOptions(**options)
+
+
+def test_sizes_may_be_texts():
+    options = MergeOptions(max_memory="1.5GB", out_shard_size="2GiB", num_threads=np.int64(3))
+    assert (options.max_memory, options.out_shard_size, options.num_threads) == (1_500_000_000, 2 << 30, 3)
+    planned = carrying_out(options).plan
+    assert (planned.max_memory, planned.shard_bytes, planned.workers) == (1_500_000_000, 2 << 30, 3)
+    assert MergeOptions(out_shard_size="0") == MergeOptions(out_shard_size=0)
+
+
 def test_experts_are_fused_or_not():
     with pytest.raises(ValueError, match="'fusd': expected 'as-stored' or 'fused'"):
         MergeOptions(experts="fusd")
@@ -285,6 +316,7 @@ CHANGED = {
     "out_shard_size": 1,
     "overwrite": True,
     "random_seed": 1,
+    "stream": True,
     "strict": True,
     "unsafe_truncate_embeddings": True,
     "write_model_card": False,

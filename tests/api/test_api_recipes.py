@@ -173,6 +173,12 @@ def test_a_plan_reads_no_weight(tmp_path):
     assert plan.write_bytes == plan.read_bytes // 2 == 2 * ((1 << 28) + (1 << 12))
 
 
+def test_a_plan_is_shown_in_a_line(models):
+    plan = plan_merge(linear(models), options=MergeOptions(max_memory="1GB"))
+    counts = f"read_bytes {plan.read_bytes}, write_bytes {plan.write_bytes}, memory {plan.memory.peak}"
+    assert repr(plan) == f"<Plan linear: tensors {len(plan.tasks)}, {counts}, warnings 0>"
+
+
 def test_options_mean_what_the_flags_mean(models, tmp_path):
     def merged(name, **options):
         report = merge_models(linear(models), tmp_path / name, options=MergeOptions(**options))

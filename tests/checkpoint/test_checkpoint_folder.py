@@ -170,9 +170,10 @@ def test_a_shard_that_lies(root):
 @pytest.mark.parametrize(
     ("file", "hint"),
     [
-        ("pytorch_model.bin", "pickled checkpoints are not read"),
-        ("consolidated.00.pth", "pickled checkpoints are not read"),
-        ("model-Q4_K_M.gguf", "is GGUF"),
+        ("model.pt", "`pytorch_model.bin` as the name"),
+        ("weights.pth", "`pytorch_model.bin` as the name"),
+        ("training.bin", "`pytorch_model.bin` as the name"),
+        ("consolidated.00.pth", "safetensors for transformers"),
         ("adapter_model.safetensors", "BASE+ADAPTER as the model"),
         ("consolidated.safetensors", "safetensors for transformers"),
         ("weights.safetensors", "if that is the whole model"),

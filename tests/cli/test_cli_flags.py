@@ -19,7 +19,6 @@ WITHOUT_EFFECT = [
     "--clone-tensors",
 ]
 VALUED = [
-    ("--transformers-cache", "x"),
     ("--lora-merge-cache", "x"),
     ("--lora-merge-dtype", "x"),
     ("--write-threads", "3"),

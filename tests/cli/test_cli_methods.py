@@ -57,7 +57,7 @@ def test_every_method_is_in_the_list():
     assert last == "`mergekit methods NAME` explains one of them."
     assert [entry.split()[0] for entry in entries] == list(METHODS)
     ties = entries[list(METHODS).index("ties")].splitlines()
-    assert ties[0].split(maxsplit=1)[1].split("  ") == ["required", "1 or more", "2 or 3"]
+    assert ties[0].split(maxsplit=1)[1].split("  ") == ["required", "1 or more", "1 to 3"]
     assert ties[1].startswith("  TIES: Trim each task vector")
     linear = entries[list(METHODS).index("linear")].splitlines()
     assert linear[0].split() == ["linear", "-", "1", "or", "more", "1"]
@@ -134,6 +134,14 @@ def test_unknown_names_are_usage_errors_with_the_nearest(name, hint):
     done = run(name)
     assert (done.exit_code, done.stdout) == (2, "")
     assert f"unknown method `{name}`\n  try {hint}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["./own.py:halves", "own.py"])
+def test_methods_in_files_are_not_explained(name):
+    done = run(name)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"`{name}`: a Python file is not run to explain it" in done.stderr
+    assert "try its docstring, or a recipe with `merge_method: ./file.py:Name`" in done.stderr
 
 
 def test_an_unknown_name_as_json():

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit.cli.sizes import UNITS, read_positive_size, read_size
+from mergekit.cli.sizes import read_positive_size, read_size
+from mergekit.sizes import UNITS
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,19 @@ def models(tmp_path_factory):
     return root
 
 
-def text_for(method, models, **settings):
+VARIANTS = [
+    *((method, {}) for method in METHODS),
+    *((method, {"rescale_norm": "l2"}) for method in ("ties", "breadcrumbs", "dare_ties", "della_linear")),
+    ("dare_linear", {"rescale_norm": "linf"}),
+    ("nuslerp", {"nuslerp_row_wise": True}),
+    ("nuslerp", {"nuslerp_flatten": True}),
+    ("model_stock", {"filter_wise": False}),
+]
+
+
+def text_for(method, models, others=None, **settings):
     parameters, names = settings_of(method)
+    parameters |= others or {}
     per_model = {each.name for each in METHODS[method].parameters() if each.per_model}
     own = [
         {key: value[number] for key, value in parameters.items() if key in per_model} for number in range(len(names))
@@ -118,13 +129,13 @@ def test_mixed_inputs_equal_the_paper_rounded(method, out_dtype, models, tmp_pat
         assert_rounded(found.float() if out_dtype == "float64" else found, reference(method, models, name))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_threads_and_stripes_do_not_change_a_byte(method, models, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("method", "others"), VARIANTS)
+def test_threads_and_stripes_do_not_change_a_byte(method, others, models, tmp_path, monkeypatch):
     found = set()
     for number, (workers, stripe) in enumerate([(1, 1 << 18), (2, 1 << 18), (5, 1 << 18), (1, GRAIN), (2, GRAIN)]):
         monkeypatch.setattr(memory, "_STRIPE", stripe)
         out = tmp_path / str(number)
-        watch = merge(text_for(method, models, out_dtype="bfloat16"), out, workers=workers)
+        watch = merge(text_for(method, models, others, out_dtype="bfloat16"), out, workers=workers)
         assert (watch.plan.memory.workers, watch.plan.memory.stripe) == (workers, stripe)
         found.add((out / "model.safetensors").read_bytes())
     assert len(found) == 1

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from mergekit.errors import IncompatibleModelsError
 from mergekit.layout import Layout, edit_config, read_layout
+from mergekit.layout.jsontext import without
 
 PARTS = ("attn.weight", "mlp.weight")
 
@@ -369,3 +370,38 @@ def test_tie_is_set_where_it_stands(config: dict[str, Any], tied: bool, changed:
 def test_vocabulary_size_is_set_where_it_stands(config: dict[str, Any], changed: dict[str, Any]) -> None:
     edited = edit_config(json.dumps(config), donor=plain(2, config), vocab_size=99)
     assert json.loads(edited) == {**config, **changed}
+
+
+KEYS = st.text(alphabet='ab,:{"', min_size=1, max_size=3)
+OBJECTS = st.recursive(
+    st.none() | st.integers(-9, 9) | st.text(alphabet=',"}', max_size=2) | st.lists(st.integers(0, 3), max_size=2),
+    lambda values: st.dictionaries(KEYS, values, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    content=st.dictionaries(KEYS, OBJECTS, min_size=1, max_size=4),
+    indent=st.sampled_from([None, 2, "\t"]),
+    data=st.data(),
+)
+def test_without_an_entry_the_text_is_as_if_it_had_never_been_there(content: Any, indent: Any, data: Any) -> None:
+    gone = data.draw(st.lists(st.sampled_from(list(content)), unique=True, max_size=len(content) - 1))
+    rest = {key: value for key, value in content.items() if key not in gone}
+    assert without(json.dumps(content, indent=indent), [(key,) for key in gone]) == json.dumps(rest, indent=indent)
+    inner = json.dumps({"a": 1, "b": content}, indent=indent)
+    assert without(inner, [("b", key) for key in gone]) == json.dumps({"a": 1, "b": rest}, indent=indent)
+    assert json.loads(without(inner, [("a",), *(("b", key) for key in content)])) == {"b": {}}
+
+
+@pytest.mark.parametrize("place", [(), ("text_config",)])
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_what_is_said_about_quantisation_goes(place: tuple[str, ...], key: str) -> None:
+    plainly: dict[str, Any] = {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16", "x": 1}}
+    config = json.loads(json.dumps(plainly))
+    (config["text_config"] if place else config)[key] = {"quant_method": "fp8", "dtype": "float8", "x": {"y": [1]}}
+    text = json.dumps(config, indent=2)
+    assert edit_config(text, donor=plain(2, config)) == text
+    edited = edit_config(text, donor=plain(2, config), dtype="float16", unquantised=True)
+    assert edited == json.dumps(plainly, indent=2).replace("bfloat16", "float16")
+    assert edit_config(json.dumps(plainly), donor=plain(2, config), unquantised=True) == json.dumps(plainly)

@@ -8,6 +8,7 @@ from papers import PAPERS
 from tiny_checkpoints import assert_rounded, merge, octets, piece, read_model, recipe
 from tiny_families import FAMILIES, LAYERS, TWO_STACKS, load
 
+from mergekit.errors import RecipeError
 from mergekit.layout import read_layout
 
 CLEAN = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
@@ -90,6 +91,12 @@ def test_passthrough_of_one_model_is_that_model(family, tmp_path):
     }
     assert (tmp_path / "out" / "config.json").read_bytes() == (family / "a" / "config.json").read_bytes()
     load_cleanly(tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", sorted(TWO_STACKS), indirect=True)
+def test_slices_alone_do_not_say_which_of_two_stacks(family, tmp_path):
+    with pytest.raises(RecipeError, match="`slices` does not say which part of the model it cuts"):
+        merge(recipe("passthrough", slices=[piece((family / "a", 0, 2))]), tmp_path / "out")
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in TWO_STACKS], indirect=True)

@@ -116,7 +116,7 @@ def ties(base, models, parameters):
     deltas = task_vectors(base, models)
     thinned = np.stack([keep_topk(*pair) for pair in zip(deltas, parameters["density"], strict=True)])
     if parameters["rescale"]:
-        thinned = matched(thinned, deltas, parameters["rescale_norm"] or "l1")
+        thinned = matched(thinned, deltas, parameters["rescale_norm"])
     return elected(base, thinned, parameters)
 
 
@@ -124,7 +124,7 @@ def breadcrumbs_votes(base, models, parameters):
     deltas = task_vectors(base, models)
     settings = zip(deltas, parameters["density"], parameters["gamma"], strict=True)
     thinned = np.stack([keep_band(*each) for each in settings])
-    return matched(thinned, deltas, parameters["rescale_norm"] or "l1") if parameters["rescale"] else thinned
+    return matched(thinned, deltas, parameters["rescale_norm"]) if parameters["rescale"] else thinned
 
 
 def breadcrumbs(base, models, parameters):
@@ -142,9 +142,9 @@ def dare_votes(base, models, parameters, tensor, seed):
     thinned = []
     for place, (delta, density) in enumerate(zip(deltas, parameters["density"], strict=True)):
         kept = keep_random(delta, density, uniform(tensor, place, delta.size, seed))
-        rescaled = parameters["rescale"] and not parameters["rescale_norm"] and density
+        rescaled = parameters["rescale"] and parameters["rescale_norm"] == "none" and density
         thinned.append(kept / density if rescaled else kept)  # equation 3
-    if parameters["rescale"] and parameters["rescale_norm"]:
+    if parameters["rescale"] and parameters["rescale_norm"] != "none":
         return matched(np.stack(thinned), deltas, parameters["rescale_norm"])
     return np.stack(thinned)
 
@@ -161,13 +161,13 @@ def dare_ties(base, models, parameters, tensor="tensor", seed=0):
 
 def della_votes(base, models, parameters, tensor, seed):
     deltas = task_vectors(base, models)
-    rescale = parameters["rescale"] and not parameters["rescale_norm"]
+    rescale = parameters["rescale"] and parameters["rescale_norm"] == "none"
     settings = zip(deltas, parameters["density"], parameters["epsilon"], strict=True)
     thinned = [
         keep_ranked(delta, density, epsilon, uniform(tensor, place, delta.size, seed), rescale)
         for place, (delta, density, epsilon) in enumerate(settings)
     ]
-    if parameters["rescale"] and parameters["rescale_norm"]:
+    if parameters["rescale"] and parameters["rescale_norm"] != "none":
         return matched(np.stack(thinned), deltas, parameters["rescale_norm"])
     return np.stack(thinned)
 

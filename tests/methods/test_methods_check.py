@@ -74,6 +74,29 @@ def test_results_must_be_finite():
     assert "entries are infinite or not a number" in found[0]
 
 
+@pytest.mark.parametrize("keeps_copies", [True, False])
+def test_equal_models_must_give_numbers(keeps_copies):
+    """As of any method that divides by the length of a task vector, which is 0 for a tensor that nobody has changed."""
+
+    def lengthened(base, models):
+        deltas = models - base
+        with np.errstate(all="ignore"):
+            return base + (deltas / np.abs(deltas).max()).mean(0)
+
+    found = broken(made(lengthened, whole=True), keeps_copies=keeps_copies)
+    assert found[0].startswith("The result is float32, finite, and of the shape of one model: 30800 of 30800 entries")
+    assert "not a number, if all models and the base are equal (with" in found[0]
+
+
+def test_a_kernel_that_gives_no_numbers_does_not_agree():
+    def fuse(self, block, stats, out):
+        out[:] = np.nan
+
+    names = [each.partition(":")[0] for each in broken(heir(fuse=fuse))]
+    assert "`fuse`, and `merge` on NumPy arrays and on torch tensors, agree" in names
+    assert "With the defaults, copies of one model give that model (or else `keeps_copies=False`)" in names
+
+
 def test_results_must_have_the_shape_of_a_model():
     found = broken(made(lambda base, models: models[0, :1]))
     assert "returned float32 of shape (1,)" in found[0]

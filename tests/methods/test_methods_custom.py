@@ -11,7 +11,7 @@ import torch
 from driver import PATHS, run_method
 
 from mergekit.kernels import GRAIN, arrays
-from mergekit.methods import Block, Bounds, Method, MethodError, PerModel, Target, merge_method, parameter
+from mergekit.methods import Block, Bounds, Method, MethodError, Needs, PerModel, Target, merge_method, parameter
 from mergekit.methods.declarations import flaws
 
 SHAPE = (3, GRAIN + 5)
@@ -30,6 +30,10 @@ def soft_swap(base, models, *, weight: PerModel = 1.0, t: Annotated[float, Bound
     return (1 - t) * base + t * lambda_ * total
 
 
+def swapping(weight, t, factor):
+    return soft_swap(given_weight=weight, given_t=t, given_lambda_=factor)
+
+
 def operands(count=3, shape=SHAPE):
     draw = np.random.default_rng(3).standard_normal
     return [draw(shape, np.float32) for _ in range(count)]
@@ -43,7 +47,7 @@ def test_keyword_only_arguments_are_the_parameters():
     weight, t, factor = soft_swap.parameters()
     assert (weight.name, weight.kind, weight.per_model, weight.default) == ("weight", "float", True, 1.0)
     assert (t.name, t.low, t.high, t.bounds, t.required) == ("t", 0, 1, "0 to 1", False)
-    assert (factor.name, factor.field, factor.required) == ("lambda", "lambda_", True)
+    assert (factor.name, factor.field, factor.required) == ("lambda", "given_lambda_", True)
 
 
 def test_every_kind_of_parameter():
@@ -79,18 +83,29 @@ def test_the_class_says_what_the_function_says():
 
 
 def test_instances_are_frozen_equal_and_pickled_by_name():
-    method = soft_swap(weight=(1.0, 2.0), t=0.5, lambda_=1.0)
+    method = swapping((1.0, 2.0), t=0.5, factor=1.0)
     assert pickle.loads(pickle.dumps(method)) == method
-    assert method != soft_swap(weight=(1.0, 2.0), t=0.6, lambda_=1.0)
+    assert method != swapping((1.0, 2.0), t=0.6, factor=1.0)
     with pytest.raises(AttributeError):
-        method.t = 1
+        method.given_t = 1
+
+
+@pytest.mark.parametrize("name", [name for name in dir(soft_swap) if not name.startswith("_")])
+def test_parameters_may_be_called_like_parts_of_the_class(name):
+    scope = {}
+    exec(f"def scaled(models, *, {name}: float = 1.0):\n    return {name} * models[0]", scope)
+    method = made(scope["scaled"], base="ignored")
+    (declared,) = method.parameters()
+    assert (declared.name, declared.default, list(flaws(method))) == (name, 1.0, [])
+    (model,) = operands(1)
+    np.testing.assert_array_equal(run_method(method(**{declared.field: 3.0}), None, [model], "F32"), 3 * model)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("stripe", [None, 1, 2])
 def test_the_function_decides_the_result_on_every_path(path, stripe):
     base, *models = operands()
-    method = soft_swap(weight=(1.0, -2.0), t=0.25, lambda_=3.0)
+    method = swapping((1.0, -2.0), t=0.25, factor=3.0)
     merged = run_method(method, base, models, "F32", stripe, path)
     np.testing.assert_allclose(merged, 0.75 * base + 0.75 * (models[0] - 2 * models[1]), rtol=1e-5, atol=1e-6)
 
@@ -257,6 +272,43 @@ def test_functions_of_another_form_are_refused(function, what):
         __file__,
         function.__code__.co_firstlineno,
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "expected"),
+    [
+        ({"base": "requird"}, "`base` is 'requird'", '"required" or "optional" or "ignored"'),
+        ({"base": None}, "`base` is None", '"required" or "optional" or "ignored"'),
+        ({"arrays": "jax"}, "`arrays` is 'jax'", '"numpy" or "torch"'),
+        ({"least": 0}, "`least` is 0", "a whole number of models, at least 1"),
+        ({"least": 1.5}, "`least` is 1.5", "a whole number of models, at least 1"),
+        ({"least": True}, "`least` is True", "a whole number of models, at least 1"),
+        ({"least": 2, "most": 1}, "`most` is 1", "a whole number of models, at least 2, or None"),
+        ({"most": "3"}, "`most` is '3'", "a whole number of models, at least 1, or None"),
+        ({"reference": None}, "`reference` is None", "text"),
+        ({"title": 3}, "`title` is 3", "text"),
+    ],
+)
+def test_settings_of_the_decorator_are_checked(settings, what, expected):
+    with pytest.raises(MethodError) as caught:
+        merge_method(**{"title": "Made", **settings})(without_parameters)
+    problem = caught.value.problem
+    assert problem.what == f"`without_parameters` cannot be a merge method: {what}"
+    assert problem.expected == expected
+    assert (problem.place.file, problem.place.line) == (__file__, without_parameters.__code__.co_firstlineno)
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        (Needs("required"), "at least 1 model and a base"),
+        (Needs("required", 1, 1), "1 model and a base"),
+        (Needs("optional", 2), "at least 2 models, a base if wanted"),
+        (Needs("ignored", 1, 3), "at least 1 model"),
+    ],
+)
+def test_needs_in_words(needs, words):
+    assert str(needs) == words
 
 
 def test_only_functions_are_taken():

@@ -139,9 +139,34 @@ def faithful_samples(name):
 
 
 @every_method
-def test_methods_that_start_from_a_base_keep_copies_under_all_parameters(name):
-    if METHODS[name].needs.base == "required":
-        assert all(copies_are_kept(sample(name, seed)) for seed in range(20))
+def test_methods_that_start_from_a_base_keep_copies_of_it_under_all_parameters(name):
+    if METHODS[name].needs.base != "required":
+        return
+    for seed in range(8):
+        found = sample(name, seed)
+        base, _ = tensors(seed, found, SIZE, "F32")
+        merged = run_method(found.method, base, [base] * found.models, "F32", 3)
+        assert ulps(merged, base).max() <= 1, found
+
+
+@every_method
+def test_a_broken_input_breaks_the_output(name):
+    """Nothing that is infinite or not a number vanishes because it is dropped, trimmed or outvoted."""
+    for seed in range(1, 6):
+        found = sample(name, seed)
+        base, models = tensors(seed, found, SIZE, "F32")
+        untouched = run_method(found.method, base, models, "F32", 3)
+        for value in (np.nan, np.inf, -np.inf):
+            broken = [model.copy() for model in models]
+            broken[0][[5, GRAIN + 7]] = value
+            merged = run_method(found.method, base, broken, "F32", 3)
+            assert takes_nothing_of(found, 0) or not np.isfinite(merged[[5, GRAIN + 7]]).any(), (found, value)
+        assert np.isfinite(untouched).all()
+
+
+def takes_nothing_of(found, model):
+    """Whether the parameters leave a model out altogether."""
+    return any(each.name == "density" and found.parameters["density"][model] == 0 for each in found.method.parameters())
 
 
 @pytest.mark.parametrize("raw_format", FORMATS)

@@ -41,7 +41,7 @@ def ties_of(*models, base=None, path="fused", **parameters):
         "normalize": True,
         "lambda_": 1.0,
         "rescale": False,
-        "rescale_norm": "",
+        "rescale_norm": "l1",
         **parameters,
     }
     return merged(Ties(**given), np.zeros_like(models[0]) if base is None else base, *models, path=path)

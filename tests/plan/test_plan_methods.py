@@ -74,12 +74,17 @@ def problem(plan):
     return run
 
 
+def values(plan):
+    """Parameters of the first tensor, by name."""
+    return {each.name: getattr(plan.tasks[0].method, each.field) for each in plan.method.parameters()}
+
+
 @pytest.mark.parametrize(("source", "name"), [(FUNCTION, "halves"), (CLASS, "Halves")])
 def test_a_file_beside_the_recipe(plan, folder, source, name):
     (folder / "recipes" / "own.py").write_text(source)
     found = plan(f"./own.py:{name}", True, "parameters: {t: 0.25}")
     assert found.method.name == "halves"
-    assert found.tasks[0].method.t == 0.25
+    assert values(found) == {"t": 0.25}
     assert found.recipe.method == f"./own.py:{name}"
 
 
@@ -98,7 +103,7 @@ def test_a_file_is_not_run_unasked(problem, folder):
     assert "means trusting it" in found.what
     assert (found.place.path, found.place.line) == ("merge_method", 3)
     assert found.place.file == str(folder / "recipes" / "merge.yml")
-    assert found.hint == f"`--allow-code`, if you trust {file}"
+    assert found.hint == f"`--allow-code`, or `allow_code=True` in Python, if you trust {file}"
 
 
 def test_other_mistakes_are_reported_with_it(plan, folder, llamas):
@@ -210,7 +215,7 @@ def install(tmp_path, monkeypatch):
 def test_an_installed_method_needs_no_permission(plan, install):
     install("halving", FUNCTION, halves="halving:halves", other="halving:halves")
     found = plan("halves", False, "parameters: {t: 0.25}")
-    assert (found.method.name, found.tasks[0].method.t) == ("halves", 0.25)
+    assert (found.method.name, values(found)) == ("halves", {"t": 0.25})
     assert method_file(found.method) is None
     assert installed_methods() == ("halves", "other")
 

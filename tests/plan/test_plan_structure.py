@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import SIZES, llama_config, llama_shapes, piece, recipe, write_hollow
 
-from mergekit.errors import IncompatibleModelsError, RecipeError, UnsupportedError
+from mergekit.errors import IncompatibleModelsError, UnsupportedError
 from mergekit.plan import PlanOptions, plan_merge
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -244,9 +244,11 @@ def test_a_named_module_is_cut_and_the_rest_keeps_its_layers(two_stacks):
     assert_all_accounted_for(found)
 
 
-def test_slices_alone_do_not_say_which_stack(two_stacks):
-    with pytest.raises(RecipeError, match="`slices` does not say which part of the model it cuts"):
-        plan(recipe("passthrough", slices=[piece((two_stacks / "a", 0, 2))]))
+def test_slices_cut_the_language_model_beside_a_tower(two_stacks):
+    found = plan(recipe("passthrough", slices=[piece((two_stacks / "a", 0, 2))]))
+    assert config(found)["text_config"]["num_hidden_layers"] == 2
+    assert config(found)["vision_config"]["num_hidden_layers"] == 3
+    assert_all_accounted_for(found)
 
 
 @pytest.mark.parametrize(

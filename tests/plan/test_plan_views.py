@@ -44,7 +44,7 @@ def test_neighbouring_cuts_add_up(view, cuts):
 
 def stored(name, shape, dtype="BF16"):
     spec = TensorSpec(name, DTYPES[dtype], shape)
-    return Stored(spec, Extent(Path("file"), 0, spec.nbytes))
+    return Pieces.of(Stored(spec, Extent(Path("file"), 0, spec.nbytes)))
 
 
 def test_experts_become_one_tensor_each_kind():

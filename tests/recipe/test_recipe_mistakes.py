@@ -139,6 +139,12 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
         ),
         ("models: [{model: a}]", "`merge_method` is missing from the top level", "", None),
         ("merge_method:\nmodels: [{model: a}]", "`merge_method` is empty", "merge_method", None),
+        (
+            "merge_method: ./own.py\nmodels: [{model: a}]",
+            "`./own.py` is not a merge method",
+            "merge_method",
+            "`./file.py:Name`",
+        ),
         ("merge_method: zzz\nmodels: [{model: a}]", "`zzz` is not a merge method", "merge_method", None),
         (HEAD + "dtype: int64", "`int64` is not possible", "dtype", None),
         (HEAD + "dtype: [float16]", "a list is not a dtype", "dtype", None),

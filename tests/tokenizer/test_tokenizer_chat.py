@@ -8,6 +8,7 @@ import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from mergekit.checkpoint import Checkpoint
 from mergekit.errors import CheckpointError, Findings, Place
 from mergekit.tokenizer import choose_template, tokenizer_config_with
 from mergekit.tokenizer.chat import template_names
@@ -119,10 +120,11 @@ def test_auto_takes_what_most_models_have(tmp_path):
         folder(tmp_path / "c", many, inline=True),
         folder(tmp_path / "d", None),
     ]
+    models = [Checkpoint(root, {}, {}, (), ()) for root in roots]
     findings = Findings()
-    assert choose_template("auto", roots, PLACE, findings) == "{{ two }}"
-    assert choose_template("auto", roots[:2], PLACE, findings) == "{{ one }}"
-    assert choose_template("auto", roots[3:], PLACE, findings) is None
+    assert choose_template("auto", models, PLACE, findings) == "{{ two }}"
+    assert choose_template("auto", models[:2], PLACE, findings) == "{{ one }}"
+    assert choose_template("auto", models[3:], PLACE, findings) is None
     assert findings.notices == ["no model has a chat template; none is written"]
 
 

@@ -51,7 +51,10 @@ def prepared(method: type[Method], parameters: Mapping[str, Any], models: int, b
 
     Raises:
         RecipeError: a parameter is unknown, missing or wrong, or the number of models is; all mistakes are in it.
+        TypeError: `parameters` is no mapping.
     """
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"`parameters` is a `{type(parameters).__name__}`: expected a mapping of names to values")
     findings = Findings()
     _check_models(method, models, based, findings)
     _check_names(method, parameters, findings)

@@ -27,6 +27,11 @@ class Library(ABC):
     def title(self, array: Array) -> str:
         """Name of the dtype, as config.json has it."""
 
+    def absence(self, array: Array) -> str | None:
+        """Why not all entries of an array are in memory, in one clause; None if they are."""
+        del array
+        return None
+
     @abstractmethod
     def octets(self, array: Array) -> Octets:
         """The bytes of an array, without a copy where that is possible."""
@@ -43,8 +48,11 @@ class Library(ABC):
         """What an array is.
 
         Raises:
-            UnsupportedError: tensors of models do not have its dtype.
+            UnsupportedError: tensors of models do not have its dtype, or not all of its entries are in memory.
         """
+        reason = self.absence(array)
+        if reason:
+            raise UnsupportedError(f"`{name}` {reason}", expected="a tensor with all its entries in memory")
         title = self.title(array)
         try:
             return TensorSpec(name, dtype_titled(title), tuple(array.shape))
@@ -85,6 +93,14 @@ class TorchTensors(Library):
     def title(self, array: Array) -> str:
         """Torch's name, without ``torch.``."""
         return str(array.dtype).removeprefix("torch.")
+
+    def absence(self, array: Array) -> str | None:
+        """Sparse tensors hold some of their entries, those on "meta" none."""
+        import torch
+
+        if array.is_meta:
+            return "is on the device `meta`"
+        return None if array.layout is torch.strided else f"has the layout {array.layout}"
 
     def octets(self, array: Array) -> Octets:
         """The memory of the tensor, if it is contiguous and on the CPU."""

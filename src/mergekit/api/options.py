@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, final
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 from mergekit.api.notices import warn
+from mergekit.api.numbers import size, whole_number
 from mergekit.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -15,9 +19,16 @@ if TYPE_CHECKING:
 _WITHOUT_EFFECT = {
     "lora_merge_dtype": "adapters are computed with in float32",
     "multi_gpu": "one device computes",
-    "transformers_cache": "transformers is not used",
 }
 """Options that do nothing although one would see a difference elsewhere, and why."""
+
+_NUMBERS: Mapping[str, Callable[[str, Any], int]] = {
+    "out_shard_size": size,
+    "random_seed": whole_number,
+    "num_threads": partial(whole_number, least=1),
+    "max_memory": partial(size, least=1),
+}
+"""What makes numbers of what is given for options."""
 
 
 @final
@@ -26,7 +37,7 @@ class MergeOptions:
     """How a merge is carried out; every option is called like its flag of ``mergekit yaml``.
 
     Parameters:
-        out_shard_size: most bytes of tensors in one output file; 0 for a single file.
+        out_shard_size: most bytes of tensors in one output file, or text such as "5GB"; 0 for a single file.
         copy_tokenizer: take over the tokenizer's files.
         write_model_card: write README.md.
         experts: "as-stored", or "fused" to merge and write the matrices of all experts of a layer as one tensor each.
@@ -39,23 +50,26 @@ class MergeOptions:
             the CPU.
         cuda, gpu_rich: the same as device "cuda".
         num_threads: at least 1; None for one per core.
-        max_memory: bytes to stay within; None for a quarter of the machine's memory.
+        max_memory: bytes to stay within, or text such as "8GB"; None for a quarter of the machine's memory.
         safe_serialization: must stay true: pickles are not written.
-        lora_merge_dtype, multi_gpu, transformers_cache: without effect; a warning says so.
+        transformers_cache: folder where downloads from the hub are kept; None for that of huggingface_hub.
+        stream: leave weights on the hub, and read only what is needed of them while merging.
+        lora_merge_dtype, multi_gpu: without effect; a warning says so.
         allow_crimes, async_write, clone_tensors, lazy_unpickle, lora_merge_cache, low_cpu_memory, quiet, read_to_gpu,
             trust_remote_code, verbosity, write_threads: accepted for programs written for others; there is nothing
             for them to change here.
 
     Raises:
         UnsupportedError: `safe_serialization` is false.
-        ValueError: `experts` is something else.
+        ValueError: `experts` is something else, a number is out of its bounds, or text is no size.
+        TypeError: what must be a number is none.
 
     Example:
-        >>> MergeOptions(cuda=False, lazy_unpickle=True, num_threads=4).num_threads
-        4
+        >>> MergeOptions(lazy_unpickle=True, num_threads=4, max_memory="1.5GB").max_memory
+        1500000000
     """
 
-    out_shard_size: int = 5_000_000_000
+    out_shard_size: int | str = 5_000_000_000
     copy_tokenizer: bool = True
     write_model_card: bool = True
     experts: Literal["as-stored", "fused"] = "as-stored"
@@ -68,11 +82,12 @@ class MergeOptions:
     cuda: bool = False
     gpu_rich: bool = False
     num_threads: int | None = None
-    max_memory: int | None = None
+    max_memory: int | str | None = None
     safe_serialization: bool = True
+    transformers_cache: str | None = None
+    stream: bool = False
     lora_merge_dtype: str | None = None
     multi_gpu: bool = False
-    transformers_cache: str | None = None
     allow_crimes: bool = False
     async_write: bool = False
     clone_tensors: bool = False
@@ -91,16 +106,20 @@ class MergeOptions:
         if self.experts not in ("as-stored", "fused"):
             raise ValueError(f"unknown way to write experts {self.experts!r}: expected 'as-stored' or 'fused'")
         for option in fields(self):
-            if option.name in _WITHOUT_EFFECT and getattr(self, option.name) != option.default:
+            given = getattr(self, option.name)
+            if option.name in _NUMBERS and given is not option.default:
+                object.__setattr__(self, option.name, _NUMBERS[option.name](option.name, given))
+            if option.name in _WITHOUT_EFFECT and given != option.default:
                 warn(f"`{option.name}` has no effect: {_WITHOUT_EFFECT[option.name]}")
 
 
 def planning(options: MergeOptions) -> PlanOptions:
     """What concerns the plan."""
+    from mergekit.checkpoint.hub import Hub
     from mergekit.plan import PlanOptions
 
     return PlanOptions(
-        shard_bytes=options.out_shard_size,
+        shard_bytes=cast(int, options.out_shard_size),
         copy_tokenizer=options.copy_tokenizer,
         crop_vocabulary=options.unsafe_truncate_embeddings,
         fuse_experts=options.experts == "fused",
@@ -108,7 +127,8 @@ def planning(options: MergeOptions) -> PlanOptions:
         allow_code=options.allow_code,
         seed=options.random_seed or 0,
         workers=options.num_threads,
-        max_memory=options.max_memory,
+        max_memory=cast("int | None", options.max_memory),
+        hub=Hub(Path(options.transformers_cache) if options.transformers_cache else None, options.stream),
     )
 
 

@@ -51,10 +51,10 @@ def merge_models(
         MergekitError: other reasons, see the tree in :mod:`mergekit.errors`.
 
     Example:
-        >>> merge_models({"merge_method": "linear", "models": [{"model": "nowhere"}]}, "merged")  # doctest: +ELLIPSIS
+        >>> merge_models({"merge_method": "linear", "models": [{"model": "/no/where"}]}, "merged")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        mergekit.errors.RecipeError: nowhere: there is no such folder
+        mergekit.errors.RecipeError: /no/where: there is no such folder
           at models[0].model (<recipe>:3)
           ...
     """

@@ -10,13 +10,14 @@ from typing import Any
 from mergekit.api.arguments import method_class, prepared, takes_first_as_base
 from mergekit.api.arrays import Array, Library, library_of
 from mergekit.api.memory import HeldTensors, merger
-from mergekit.checkpoint import DTYPES, Extent, Stored, TensorSpec
+from mergekit.api.numbers import size, whole_number
+from mergekit.checkpoint import Extent, Stored
 from mergekit.engine import open_device
-from mergekit.errors import IncompatibleModelsError, MissingTensorError, UnsupportedError
+from mergekit.errors import IncompatibleModelsError, MissingTensorError
 from mergekit.methods import Method
 from mergekit.plan import Memory, Operand, TensorTask
 from mergekit.plan.memory import fit_memory
-from mergekit.plan.tensors import MERGEABLE, promoted
+from mergekit.plan.tensors import tensor_task
 from mergekit.plan.views import Pieces
 
 
@@ -28,6 +29,7 @@ def merge_tensors(
     parameters: Mapping[str, Any] | None = None,
     name: str = "tensor",
     seed: int = 0,
+    max_memory: int | str | None = None,
 ) -> Array:
     """Merge the same tensor of several models in memory.
 
@@ -45,6 +47,8 @@ def merge_tensors(
             order of `tensors`; one value stands for all.
         name: of the tensor; random methods depend on it.
         seed: of random methods.
+        max_memory: bytes that the process may take beside the tensors, or text such as "8GB"; None for a quarter of the
+            machine's memory.
 
     Returns:
         The merged tensor, of the same library, on the device of the first.
@@ -53,9 +57,12 @@ def merge_tensors(
         RecipeError: the method or a parameter is unknown, missing or wrong, or the number of models is.
         IncompatibleModelsError: shapes differ, or integers do.
         MethodError: a method that did not come with mergekit cannot be loaded, or fails.
-        UnsupportedError: the dtype cannot be merged.
+        UnsupportedError: the dtype cannot be merged, or a tensor of torch is sparse or on the device "meta".
+        BudgetError: the merge does not fit into `max_memory`.
         NonFiniteError: the result holds NaN or infinity.
-        TypeError: what is given is no tensor, or tensors of two libraries.
+        TypeError: what is given is no tensor, or tensors of two libraries; `parameters`, `seed` or `max_memory` is
+            something else than it should be.
+        ValueError: `max_memory` is no size, or 0.
 
     Example:
         >>> import numpy as np
@@ -72,7 +79,7 @@ def merge_tensors(
     """
     models = [{name: tensor} for tensor in tensors]
     based = None if base is None else {name: base}
-    return _merged(method, models, based, parameters or {}, seed, "tensors")[name]
+    return _merged(method, models, based, parameters, seed, max_memory, "tensors")[name]
 
 
 def merge_state_dicts(
@@ -82,6 +89,7 @@ def merge_state_dicts(
     base: Mapping[str, Array] | None = None,
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
+    max_memory: int | str | None = None,
 ) -> dict[str, Array]:
     """Merge models in memory, tensor by tensor with :func:`merge_tensors`.
 
@@ -91,13 +99,14 @@ def merge_state_dicts(
         base: what methods on task vectors compare with; see :func:`merge_tensors`.
         parameters: by the names that recipes use; see :func:`merge_tensors`.
         seed: of random methods.
+        max_memory: bytes that the process may take beside the models; see :func:`merge_tensors`.
 
     Returns:
         The merged tensors in the order of the first model.
 
     Raises:
         MissingTensorError: a model lacks a tensor that another one has.
-        MergekitError, TypeError: as :func:`merge_tensors`.
+        MergekitError, TypeError, ValueError: as :func:`merge_tensors`.
 
     Example:
         >>> import numpy as np
@@ -105,7 +114,7 @@ def merge_state_dicts(
         >>> merge_state_dicts("slerp", [de, es], parameters={"t": 0})
         {'norm': array([1., 1.], dtype=float32)}
     """
-    return _merged(method, models, base, parameters or {}, seed, "models")
+    return _merged(method, models, base, parameters, seed, max_memory, "models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +129,25 @@ def _merged(
     method: str | type[Method],
     models: Sequence[Mapping[str, Array]],
     base: Mapping[str, Array] | None,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, Any] | None,
     seed: int,
+    max_memory: int | str | None,
     label: str,
 ) -> dict[str, Array]:
+    seed = whole_number("seed", seed)
+    limit = None if max_memory is None else size("max_memory", max_memory, least=1)
     chosen = method_class(method)
     inputs = [_Input(f"{label}[{index}]", tensors) for index, tensors in enumerate(models)]
     based = takes_first_as_base(chosen, len(inputs))
     if base is not None and chosen.needs.base != "ignored":
         inputs.insert(0, _Input("base", base))
         based = True
-    made = prepared(chosen, parameters, len(inputs) - based, based)
+    made = prepared(chosen, {} if parameters is None else parameters, len(inputs) - based, based)
     names = list(models[0])
     _refuse_missing(names, inputs)
     library = library_of(each.tensors[name] for each in inputs for name in names)
     tasks = [_task(name, inputs, library, made, based, seed) for name in names]
-    return dict(zip(names, _carried_out(tasks, inputs, library), strict=True))
+    return dict(zip(names, _carried_out(tasks, inputs, library, limit), strict=True))
 
 
 def _refuse_missing(names: Sequence[str], inputs: Sequence[_Input]) -> None:
@@ -157,31 +169,23 @@ def _task(name: str, inputs: Sequence[_Input], library: Library, method: Method,
     if len({spec.shape for spec in specs}) > 1:
         shapes = " and ".join(f"{list(spec.shape)} in {each.label}" for spec, each in zip(specs, inputs, strict=True))
         raise IncompatibleModelsError(f"`{name}` is {shapes}", expected="the same shape in all models")
-    dtypes = [spec.dtype for spec in specs]
-    if all(dtype.name in MERGEABLE for dtype in dtypes):
-        out = TensorSpec(name, promoted(dtypes), specs[0].shape)
-        return TensorTask(out, method, operands, based, seed=seed)
-    if len(set(dtypes)) > 1 or (dtypes[0].kind == "float" and len(operands) > 1):
-        titles = " and ".join(sorted({dtype.title for dtype in dtypes}))
-        raise UnsupportedError(
-            f"`{name}` is {titles}, which cannot be merged",
-            expected=", ".join(sorted(DTYPES[name].title for name in MERGEABLE)),
-        )
-    return TensorTask(specs[0], method, operands, based, identical=True)
+    return tensor_task(name, method, operands, based, seed=seed, places=[each.label for each in inputs])
 
 
-def _memory(tasks: Sequence[TensorTask]) -> Memory:
+def _memory(tasks: Sequence[TensorTask], limit: int | None) -> Memory:
     """Buffers, and no more workers than the largest tensor has stripes."""
     rows = max((len(task.operands) for task in tasks), default=1)
     grain = max((task.target.grain for task in tasks if task.copied is None), default=1)
-    memory = fit_memory(rows, grain=grain)
+    memory = fit_memory(rows, limit=limit, grain=grain)
     stripes = max((-(-task.out.count // memory.stripe) for task in tasks), default=1)
     return replace(memory, workers=max(1, min(memory.workers, stripes)))
 
 
-def _carried_out(tasks: Sequence[TensorTask], inputs: Sequence[_Input], library: Library) -> Iterator[Array]:
+def _carried_out(
+    tasks: Sequence[TensorTask], inputs: Sequence[_Input], library: Library, limit: int | None
+) -> Iterator[Array]:
     held = HeldTensors()
-    with merger(_memory(tasks), held, open_device(None)) as merge:
+    with merger(_memory(tasks, limit), held, open_device(None)) as merge:
         for task in tasks:
             arrays = [each.tensors[task.out.name] for each in inputs]
             for each, array in zip(inputs, arrays, strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ _PREFIX = 8
 _LIMIT = 100_000_000  # of the safetensors library
 _ELEMENTS = 2**63
 _RANK = 32  # of NumPy 1
-_METADATA = "__metadata__"
+METADATA = "__metadata__"
+"""The entry of a header that is no tensor."""
 _KEYS = ("dtype", "shape", "data_offsets")
 
 
@@ -55,9 +56,27 @@ def read_header(file: Path) -> Header:
         HeaderError: the header contradicts the format, itself or the size of the file.
         CheckpointError: the file cannot be opened.
     """
+    descriptor = open_file(file)
     try:
-        text, size = _text(file)
-        return _parse(text, file, size)
+        size = os.fstat(descriptor).st_size
+        return header_of(file, size, lambda start, into: read_at(descriptor, start, into))
+    finally:
+        os.close(descriptor)
+
+
+def header_of(file: Path, size: int, read: Callable[[int, memoryview], int]) -> Header:
+    """Read and check a header by positioned reads, wherever the file is.
+
+    Parameters:
+        file: what the tensors' extents call it.
+        size: bytes of the whole file.
+        read: fills a buffer from a place of the file and returns how many bytes there were.
+
+    Raises:
+        HeaderError: the header contradicts the format, itself or the size of the file.
+    """
+    try:
+        return _parse(_text(size, read), file, size)
     except (ValueError, RecursionError, OSError) as cause:
         # A deep nest of brackets ends in a RecursionError, whose text would mean nothing here.
         what = "the header nests too deeply" if isinstance(cause, RecursionError) else str(cause)
@@ -85,11 +104,11 @@ def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tu
         >>> starts
         {'a': 64}
     """
-    entries: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
+    entries: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
     offsets: dict[str, int] = {}
     end = 0
     for spec in specs:
-        if spec.name in offsets or spec.name == _METADATA:
+        if spec.name in offsets or spec.name == METADATA:
             raise ValueError(f"a tensor cannot be called {_shown(spec.name)}: the name is taken")
         offsets[spec.name], end = end, end + spec.nbytes
         extent = [offsets[spec.name], end]
@@ -100,23 +119,18 @@ def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tu
     return head, {name: len(head) + offset for name, offset in offsets.items()}
 
 
-def _text(file: Path) -> tuple[bytes, int]:
-    """Return the JSON text of a header and the size of the whole file."""
-    descriptor = open_file(file)
-    try:
-        size = os.fstat(descriptor).st_size
-        prefix = bytearray(_PREFIX)
-        if read_at(descriptor, 0, memoryview(prefix)) < _PREFIX:
-            raise ValueError(f"the file has {size} bytes, too few for a header")
-        length = int.from_bytes(prefix, "little")
-        if length > _LIMIT:
-            raise ValueError(f"the header claims {length} bytes, more than the {_LIMIT} that are allowed")
-        text = bytearray(min(length, size))
-        if length > size - _PREFIX or read_at(descriptor, _PREFIX, memoryview(text)) < length:
-            raise ValueError(f"the file is cut short: it has {size} bytes, its header alone claims {length}")
-        return bytes(text), size
-    finally:
-        os.close(descriptor)
+def _text(size: int, read: Callable[[int, memoryview], int]) -> bytes:
+    """Return the JSON text of a header."""
+    prefix = bytearray(_PREFIX)
+    if read(0, memoryview(prefix)) < _PREFIX:
+        raise ValueError(f"the file has {size} bytes, too few for a header")
+    length = int.from_bytes(prefix, "little")
+    if length > _LIMIT:
+        raise ValueError(f"the header claims {length} bytes, more than the {_LIMIT} that are allowed")
+    text = bytearray(min(length, size))
+    if length > size - _PREFIX or read(_PREFIX, memoryview(text)) < length:
+        raise ValueError(f"the file is cut short: it has {size} bytes, its header alone claims {length}")
+    return bytes(text)
 
 
 def _parse(text: bytes, file: Path, size: int) -> Header:
@@ -126,7 +140,7 @@ def _parse(text: bytes, file: Path, size: int) -> Header:
         entries = json.loads(text.decode(), object_pairs_hook=_unique, parse_int=_integer)
     except (json.JSONDecodeError, UnicodeError) as cause:
         raise ValueError(f"the header is not JSON: {cause}") from cause
-    metadata = _checked_metadata(entries.pop(_METADATA, {}))
+    metadata = _checked_metadata(entries.pop(METADATA, {}))
     start = _PREFIX + len(text)
     tensors = [_stored(name, entry, file, start) for name, entry in entries.items()]
     tensors.sort(key=lambda stored: (stored.extent.start, stored.extent.stop))
@@ -151,7 +165,7 @@ def _integer(text: str) -> int | float:
 
 def _checked_metadata(metadata: Any) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError(f"`{_METADATA}` is not a map of strings")
+        raise ValueError(f"`{METADATA}` is not a map of strings")
     for text in metadata.values():
         text.encode()
     return metadata

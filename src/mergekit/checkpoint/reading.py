@@ -135,7 +135,17 @@ def read_tensor(stored: Stored) -> np.ndarray[Any, Any]:
         CheckpointError: the file cannot be read, or ends before the tensor does.
     """
     spec = stored.spec
+    if stored.strides is not None:
+        return _read_strided(stored, stored.strides)
     array = np.empty(spec.shape if spec.dtype.bits >= 8 else spec.nbytes, spec.dtype.storage)
     with Files() as files:
         files.read(stored.extent, array)
     return array
+
+
+def _read_strided(stored: Stored, strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    span = np.empty(stored.extent.nbytes, np.uint8).view(stored.spec.dtype.storage)
+    with Files() as files:
+        files.read(stored.extent, span)
+    steps = [stride * span.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(span, stored.spec.shape, steps).copy()

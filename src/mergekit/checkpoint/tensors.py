@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +68,61 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of block in which GGUF packs entries.
+
+    Parameters:
+        name: ``Q4_K``; also ``F16``, whose blocks have one entry.
+        entries: of one block.
+        nbytes: size of one block in bytes.
+    """
+
+    name: str
+    entries: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How the entries of a tensor in a GGUF file come out of its bytes.
+
+    Parameters:
+        kind: of its blocks; a row is a whole number of them.
+        heads: the rows are those of so many attention heads, whose two halves are interleaved: row 2 i + j of a head in
+            the file is row j · n/2 + i of the n rows that Hugging Face has. 0 if the rows have their order.
+        shift: is added to every entry.
+    """
+
+    kind: Kind
+    heads: int = 0
+    shift: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor and where its bytes are.
 
     Parameters:
-        spec: what it is.
+        spec: what it is; of quantised entries, the dtype that they stand for.
         extent: where it is, little-endian and in row-major order.
+        blocks: how to unpack it; None if its bytes are its entries.
+        strides: entries from one to the next along each dimension, none negative, for a tensor of a pickle that is not
+            in row-major order; the extent then goes from its first entry to its last, with what is between them.
     """
 
     spec: TensorSpec
     extent: Extent
+    blocks: Blocks | None = None
+    strides: tuple[int, ...] | None = None
+
+
+def span_of(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """How many entries there are from the first to the last of a tensor, both included.
+
+    Example:
+        >>> span_of((2, 3), (1, 10))
+        22
+    """
+    if 0 in shape:
+        return 0
+    return 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))

@@ -12,7 +12,11 @@ from mergekit.cli.options import write_exit_codes
 COMMANDS = {
     "yaml": "mergekit.cli.merge:merge",
     "merge": "mergekit.cli.merge:merge",
+    "convert": "mergekit.cli.convert:convert",
     "verify": "mergekit.cli.verify:verify",
+    "push": "mergekit.cli.push:push",
+    "inspect": "mergekit.cli.inspect:inspect",
+    "diff": "mergekit.cli.diff:diff",
     "methods": "mergekit.cli.methods:methods",
     "schema": "mergekit.cli.schema:schema",
 }

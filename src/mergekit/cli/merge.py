@@ -25,6 +25,51 @@ WRITTEN = "Output settings"
 _LENGTHY = ("tensors", "settings")  # grows with the model, and is in merge_report.json
 
 
+verbosely = option(GENERAL, "-v", "--verbose", count=True, help="Say what is planned; show where a bug is.")
+quietly = option(GENERAL, "--quiet/--no-quiet", help="Say nothing but warnings and errors.")
+in_json = option(GENERAL, "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+overwriting = option(DANGEROUS, "--overwrite", is_flag=True, help="Replace OUT_PATH if there is a model.")
+on_threads = option(
+    PERFORMANCE,
+    "-j",
+    "--num-threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads; one per core if not given.",
+)
+within_memory = option(
+    PERFORMANCE,
+    "--max-memory",
+    metavar="SIZE",
+    type=read_positive_size,
+    help="Memory to stay within; a quarter of the machine's if not given.",
+)
+in_shards = option(
+    WRITTEN,
+    "--out-shard-size",
+    metavar="SIZE",
+    type=read_size,
+    default="5GB",
+    help="Most bytes of tensors in one file: 5GB (which is the default), 500MB, 2GiB, 1.5B; 0 for one file.",
+)
+
+
+cached_in = option(
+    OTHER,
+    "--transformers-cache",
+    "cache",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where downloads from the hub are kept; where huggingface_hub keeps them if not given.",
+)
+streaming = option(
+    OTHER,
+    "--stream",
+    is_flag=True,
+    help="Leave weights on the hub: read only what is needed of them, while merging.",
+)
+
+
 def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool) -> object:
     if not value:
         raise click.BadParameter("pickles are not written, only safetensors", ctx, param)
@@ -34,11 +79,11 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
 @click.command(cls=Command, context_settings={"max_content_width": 100})
 @click.argument("config_file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.argument("out_path", type=click.Path(path_type=Path))
-@option(GENERAL, "-v", "--verbose", count=True, help="Say what is planned; show where a bug is.")
-@option(GENERAL, "--quiet/--no-quiet", help="Say nothing but warnings and errors.")
-@option(GENERAL, "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+@verbosely
+@quietly
+@in_json
 @option(GENERAL, "--strict", is_flag=True, help="Treat warnings about the recipe as errors.")
-@option(DANGEROUS, "--overwrite", is_flag=True, help="Replace OUT_PATH if there is a model.")
+@overwriting
 @option(
     DANGEROUS,
     "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
@@ -51,6 +96,8 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
     is_flag=True,
     help="Run the Python file that the recipe names as its merge method, which may do all that you may do.",
 )
+@cached_in
+@streaming
 @option(OTHER, "--random-seed", metavar="N", type=int, default=0, help="Seed of random methods; 0 if not given.")
 @option(
     PERFORMANCE,
@@ -60,29 +107,9 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
 )
 @option(PERFORMANCE, "--cuda/--no-cuda", help="The same as --device cuda.")
 @option(PERFORMANCE, "--gpu-rich", is_flag=True, help="The same as --cuda.")
-@option(
-    PERFORMANCE,
-    "-j",
-    "--num-threads",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Threads; one per core if not given.",
-)
-@option(
-    PERFORMANCE,
-    "--max-memory",
-    metavar="SIZE",
-    type=read_positive_size,
-    help="Memory to stay within; a quarter of the machine's if not given.",
-)
-@option(
-    WRITTEN,
-    "--out-shard-size",
-    metavar="SIZE",
-    type=read_size,
-    default="5GB",
-    help="Most bytes of tensors in one file: 5GB (which is the default), 500MB, 2GiB, 1.5B; 0 for one file.",
-)
+@on_threads
+@within_memory
+@in_shards
 @option(
     WRITTEN,
     "--experts",
@@ -105,7 +132,6 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
 )
 @ignored("--allow-crimes/--no-allow-crimes", why="the tensors decide whether models go together")
 @ignored("--trust-remote-code/--no-trust-remote-code", why="no code of a checkpoint is ever run")
-@ignored("--transformers-cache", metavar="FOLDER", why="transformers is not used")
 @ignored("--lora-merge-cache", metavar="FOLDER", why="no merged copy of an adapter is put on disk")
 @ignored("--lora-merge-dtype", metavar="DTYPE", why="adapters are computed with in float32")
 @ignored("--low-cpu-memory/--no-low-cpu-memory", why="models are never held in memory")
@@ -137,15 +163,32 @@ def merge(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: 
 
 
 def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -> None:
+    heed_stop()
+    name = "<stdin>" if config_file == "-" else config_file
+    carry_out(_text(config_file, name), name, out, _options(bars=output.drawing, **flags), output)
+
+
+def heed_stop() -> None:
+    """From now on, being stopped leaves as little behind as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def carry_out(text: str, name: str, out: Path, options: MergeOptions, output: Output) -> None:
+    """Carry out a recipe and say what came of it.
+
+    Parameters:
+        text: the recipe, YAML.
+        name: the recipe's name, for messages.
+        out: the folder to be made.
+        options: of the merge.
+        output: where it is said.
+    """
     from mergekit.cli.progress import Narrator
     from mergekit.merging import merge_recipe
     from mergekit.report.record import headline
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being stopped leaves as little behind as Ctrl-C
-    name = "<stdin>" if config_file == "-" else config_file
-    text = _text(config_file, name)
     with Narrator(output) as narrator:
-        report = merge_recipe(text, out, file=name, options=_options(**flags), progress=narrator)
+        report = merge_recipe(text, out, file=name, options=options, progress=narrator)
     essentials = {key: value for key, value in report.items() if key not in _LENGTHY}
     output.finish([*headline(report), ("output", click.format_filename(out))], {"out": str(out), "report": essentials})
 
@@ -172,9 +215,13 @@ def _options(
     num_threads: int | None,
     random_seed: int,
     experts: str,
+    cache: Path | None,
+    stream: bool,
+    bars: bool,
     **same: Any,
 ) -> MergeOptions:
     """The options of a merge; those in `same` are called alike in :class:`PlanOptions`."""
+    from mergekit.checkpoint.hub import Hub
     from mergekit.merging import MergeOptions
     from mergekit.plan import PlanOptions
 
@@ -184,6 +231,7 @@ def _options(
             workers=num_threads,
             seed=random_seed,
             fuse_experts=experts == "fused",
+            hub=Hub(cache, stream, bars),
             **same,
         ),
         device=device or ("cuda" if cuda or gpu_rich else None),

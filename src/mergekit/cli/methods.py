@@ -42,6 +42,9 @@ def _known(_ctx: click.Context, _param: click.Parameter, name: str | None) -> st
     known = [*METHODS, *installed_methods()]
     if name in known:
         return name
+    if ".py" in name:
+        what = f"`{name}`: a Python file is not run to explain it, only methods that are installed are explained"
+        raise click.UsageError(f"{what}\n  try its docstring, or a recipe with `merge_method: ./file.py:Name`")
     near = get_close_matches(name.lower().replace("-", "_"), known, n=3, cutoff=0.5)
     hint = " or ".join(f"`{other}`" for other in near) if near else "`mergekit methods`, which lists all"
     raise click.UsageError(f"unknown method `{name}`\n  try {hint}")

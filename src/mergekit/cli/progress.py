@@ -1,12 +1,14 @@
-"""Tells on stderr what a merge does while it runs."""
+"""Tells on stderr what a long command does while it runs."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from threading import Lock
 from typing import TYPE_CHECKING, Any, final
 
 from mergekit.cli.output import Output
+from mergekit.errors import Problem
 
 if TYPE_CHECKING:
     from mergekit.plan import Plan
@@ -39,14 +41,17 @@ class Narrator:
 
     def planned(self, plan: Plan) -> None:
         """Say what was found, what takes longer the first time, and start the bar."""
-        self.output.warn(plan.findings.warnings)
-        self.output.note(plan.findings.notices)
-        if self.output.verbose:
-            self.output.note([_summary(plan)])
+        notices = [*plan.findings.notices, *([_summary(plan)] if self.output.verbose else ())]
+        self.begin("merging", plan.read_bytes + plan.write_bytes, plan.findings.warnings, notices)
+
+    def begin(self, doing: str, nbytes: int, warnings: Iterable[Problem], notices: Iterable[str] = ()) -> None:
+        """Say what was found, and start a bar over so many bytes."""
+        self.output.warn(warnings)
+        self.output.note(notices)
         if _compiles():
             self.output.note(["compiling kernels for this machine, once"])
         if self.output.drawing:
-            self._bar = _bar(plan.read_bytes + plan.write_bytes)
+            self._bar = _bar(doing, nbytes)
 
     def advance(self, nbytes: int) -> None:
         """Count; draw now and then."""
@@ -79,18 +84,18 @@ def _compiles() -> bool:
     return first_use()
 
 
-def _bar(total: int) -> Any:
+def _bar(doing: str, total: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (
-        TextColumn("merging"),
+        TextColumn(doing),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1 / _INTERVAL)
-    bar.add_task("merging", total=total)
+    bar.add_task(doing, total=total)
     bar.start()
     return bar

@@ -29,7 +29,7 @@ def _verify(folder: Path, output: Output) -> None:
 
     found = verify_folder(folder)
     if not found.ok:
-        output.fail(_failure(found.problems))
+        output.fail(failure(found.problems))
     rows = [
         ("checked", ", ".join(found.checked)),
         ("tensors", f"{found.tensors:,} with {found.bytes:,} bytes"),
@@ -39,7 +39,12 @@ def _verify(folder: Path, output: Output) -> None:
     output.finish(rows, record)
 
 
-def _failure(problems: tuple[Problem, ...]) -> Failure:
+def failure(problems: tuple[Problem, ...]) -> Failure:
+    """Why a folder is not what it should be.
+
+    Parameters:
+        problems: everything that is wrong with it.
+    """
     title = "" if len(problems) == 1 else f"{len(problems)} problems in the model\n\n"
     message = title + "\n\n".join(str(problem) for problem in problems)
     return Failure(VerificationError.__name__, message, VerificationError.exit_code, problems)

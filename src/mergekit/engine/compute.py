@@ -107,7 +107,8 @@ def open_device(name: str | None) -> Compute:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = f"this machine has `{found}`" if found else "this machine has no accelerator that torch can use"
-        raise DeviceError(f"device `{name}` is not there: {there}", hint="leave out `--device` and `--cuda`") from error
+        hint = "the CPU: no `--device` or `--cuda`, or `device=None` in Python"
+        raise DeviceError(f"device `{name}` is not there: {there}", hint=hint) from error
     return Torch(name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,10 @@ from mergekit.kernels import RAW
 from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats
 from mergekit.plan import Memory, Operand, TensorTask
-from mergekit.plan.views import StoredView
+from mergekit.plan.views import StoredView, View
 
 Raw = NDArray[Any]
+_T = TypeVar("_T")
 
 _AHEAD = 64 << 20  # bytes of each operand that are asked for ahead
 
@@ -81,6 +82,7 @@ class Worker:
     compute: Compute
     advance: Callable[[int], None]
     _buffers: dict[str, Raw] = field(default_factory=dict)
+    _kept: dict[View, Any] = field(default_factory=dict)
 
     def read(self, extent: Extent, into: Buffer) -> None:
         """Fill a buffer with the bytes of an extent."""
@@ -93,6 +95,13 @@ class Worker:
             self._buffers[use] = held = np.empty(nbytes, np.uint8)
         return held[:nbytes]
 
+    def kept(self, view: View, make: Callable[[], _T]) -> _T:
+        """What a view needs for every stripe, until the next tensor begins."""
+        if view not in self._kept:
+            self._kept[view] = make()
+        found: _T = self._kept[view]
+        return found
+
     def stripes(self, task: TensorTask, span: Span) -> list[Span]:
         """The span cut into stripes of whole grains."""
         grain = task.target.grain
@@ -100,7 +109,11 @@ class Worker:
         return [Span(start, min(start + step, span.stop)) for start in range(span.start, span.stop, step)]
 
     def prefetch(self, task: TensorTask, span: Span) -> None:
-        """Have the system read a span, or its beginning, while this worker computes; from cold files that is faster."""
+        """Have the system read a span, or its beginning, while this worker computes; from cold files that is faster.
+
+        With this a tensor begins: what views had kept of another one is dropped.
+        """
+        self._kept.clear()
         for operand in task.operands:
             ahead = span.start + _AHEAD * 8 // operand.view.spec.dtype.bits
             for extent in operand.view.extents(span.start, min(span.stop, ahead)):
@@ -205,7 +218,8 @@ class Worker:
         size = task.out.dtype.bits // 8
         entries = out if task.out.dtype.name in RAW else out.astype(task.out.dtype.storage)
         self.writer.write(task.out.name, start * size, entries)
-        self.advance(out.size * (size + task.read_bytes // max(1, task.out.count)))
+        before, after = (task.read_bytes * entry // max(1, task.out.count) for entry in (start, start + out.size))
+        self.advance(out.size * size + after - before)
 
 
 def _joined(measures: list[Measure]) -> Measure:

@@ -186,11 +186,11 @@ def passing(bits: Array, cut: int, edge: int) -> Array:
 
 
 def trim(delta: Array, cuts: Host, edges: Host) -> Array:
-    """A delta where its magnitude passes the first cut and not the second, 0 elsewhere."""
+    """A delta where its magnitude passes the first cut and not the second, 0 elsewhere (no number where it is none)."""
     xp = _namespace(delta)
     bits = delta.view(xp.int32) & _MAGNITUDE
-    kept = passing(bits, int(cuts[0]), int(edges[0])) & ~passing(bits, int(cuts[1]), int(edges[1]))
-    return xp.where(kept, delta, xp.zeros_like(delta))
+    within = xp.where(passing(bits, int(cuts[1]), int(edges[1])), delta - delta, delta)
+    return xp.where(passing(bits, int(cuts[0]), int(edges[0])), within, xp.zeros_like(delta))
 
 
 def noise(like: Array, start: int, keys: Host) -> Array:

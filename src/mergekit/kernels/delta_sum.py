@@ -34,14 +34,15 @@ def _keep_large(votes: Raw, row: Raw, origin: Raw, factor: Any, cut: Any, edge: 
 @inner
 def _drop_largest(votes: Raw, row: Raw, origin: Raw, cut: Any, edge: Any) -> None:
     for j in range(votes.size):
-        passed = (as_bits(load(row[j]) - origin[j]) & MAGNITUDE) >= cut + u32(j > edge)
-        votes[j] = f32(0) if passed else votes[j]
+        delta = load(row[j]) - origin[j]
+        passed = (as_bits(delta) & MAGNITUDE) >= cut + u32(j > edge)
+        votes[j] = delta - delta if passed else votes[j]  # 0, or not a number: a broken input must break the output
 
 
 @inner
 def _keep_some(votes: Raw, noise: Raw, chance: Any) -> None:
     for j in range(votes.size):
-        votes[j] = votes[j] if noise[j] < chance else f32(0)
+        votes[j] = votes[j] if noise[j] < chance else votes[j] - votes[j]
 
 
 @inner
@@ -264,7 +265,7 @@ def _keep_ranked(votes: Raw, row: Raw, base: Raw, ranks: Raw, noise: Raw, low: A
         chance = low + step * ranks[j]
         delta = load(row[j]) - load(base[j])
         vote = delta / f32(chance) if rescale else delta
-        votes[j] = vote if noise[j] < chance * ALWAYS else f32(0)
+        votes[j] = vote if noise[j] < chance * ALWAYS else delta - delta
 
 
 @inner_sum

@@ -2,6 +2,7 @@
 
 from mergekit.kernels.compiled import Kernel
 
+add_low_rank = Kernel("low_rank", "add_low_rank")
 approach = Kernel("nearswap", "approach")
 column_gram = Kernel("sums", "column_gram")
 combine = Kernel("combine", "combine")
@@ -10,6 +11,7 @@ combine_deltas = Kernel("combine", "combine_deltas")
 combine_rows = Kernel("combine", "combine_rows")
 count_values = Kernel("select", "count_values")
 delta_sum = Kernel("delta_sum", "delta_sum")
+dequantise = Kernel("dequantise", "dequantise")
 gram = Kernel("sums", "gram")
 gram_deltas = Kernel("sums", "gram_deltas")
 importance = Kernel("divergence", "importance")

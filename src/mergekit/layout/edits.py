@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
+from mergekit.checkpoint.quantised import KEYS as QUANTISATION_KEYS
 from mergekit.errors import IncompatibleModelsError
-from mergekit.layout.jsontext import Path, rewrite
+from mergekit.layout.jsontext import Path, rewrite, without
 from mergekit.layout.parts import Layout, Stack
 from mergekit.layout.perlayer import Encoding, EveryNth, Run, Settings, encodings, with_implied
 from mergekit.layout.stacks import count_keys
@@ -101,7 +102,9 @@ def _contradiction(
 def _count_changes(config: Settings, stack: Stack, count: int) -> dict[Path, object]:
     if stack.count_key is not None:
         return {_path(key): count for key in (stack.count_key, *stack.same_count_keys)}
-    if count != stack.count and any(key.may_count(stack.prefix) for key in count_keys(config)):
+    # A list with an entry per layer counts them too, and follows the layers like all such lists (Nemotron-H).
+    numbers = [key for key in count_keys(config) if not (key.listed and key.value == stack.count)]
+    if count != stack.count and any(key.may_count(stack.prefix) or key.value == stack.count for key in numbers):
         raise IncompatibleModelsError(
             f"config.json does not say that `{stack.prefix}` has {stack.count} layers, so {count} cannot be set",
             expected=f"a layer count of {stack.count}, as the tensors have",
@@ -164,7 +167,7 @@ def _model_configs(config: Settings, path: Path = ()) -> Iterator[tuple[Path, Se
     for key, value in config.items():
         if (
             isinstance(value, Mapping)
-            and key != "quantization_config"
+            and key not in QUANTISATION_KEYS
             and (key.endswith("config") or "model_type" in value)
         ):
             yield from _model_configs(value, (*path, key))
@@ -193,6 +196,12 @@ def _tie_changes(config: Settings, donor: Layout, tied: bool) -> dict[Path, obje
     return {(*home, _TIE_KEY): tied for home in homes}
 
 
+def _quantisation(config: Settings) -> Iterator[Path]:
+    """Where the config, or one in it that describes a model, speaks of quantisation."""
+    for path, nested in _model_configs(config):
+        yield from ((*path, key) for key in QUANTISATION_KEYS if key in nested)
+
+
 def _vocabulary_changes(config: Settings, donor: Layout, size: int) -> dict[Path, object]:
     sizes = vocabulary_keys(config)
     if donor.vocab_key is None:
@@ -214,6 +223,7 @@ def edit_config(
     dtype: str | None = None,
     tied: bool | None = None,
     vocab_size: int | None = None,
+    unquantised: bool = False,
 ) -> str:
     """Return the config.json of a merged model: the donor's text with the fewest changes.
 
@@ -229,6 +239,7 @@ def edit_config(
         dtype: name of the dtype that is written (``bfloat16``), or None to leave it.
         tied: whether loaders shall use the embedding as output head, or None to leave it.
         vocab_size: rows of the embedding that is written, or None to leave it.
+        unquantised: remove what is said about quantised weights.
 
     Raises:
         IncompatibleModelsError: config.json cannot describe the stack, or names no layer count that could be set.
@@ -251,4 +262,5 @@ def edit_config(
     if vocab_size is not None:
         changes |= _vocabulary_changes(config, donor, vocab_size)
     needed = {path: value for path, value in changes.items() if _differs(config, path, value)}
-    return rewrite(text, needed) if needed else text
+    gone = [path for path in _quantisation(config) if unquantised]
+    return rewrite(without(text, gone), needed) if needed or gone else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 Path: TypeAlias = tuple[str, ...]
@@ -78,4 +78,29 @@ def rewrite(text: str, changes: Mapping[Path, object]) -> str:
             text = text[:start] + _rendered(value, text[start:end]) + text[end:]
         else:
             text = _added(text, path, value, spans)
+    return text
+
+
+def without(text: str, paths: Iterable[Path]) -> str:
+    """Return a JSON text without some entries, all other characters as they were.
+
+    Parameters:
+        text: a valid JSON object.
+        paths: paths of keys; the entries must exist, none of them inside another.
+
+    Example:
+        >>> without('{"a": 1, "b": {"c": [1,2]}, "d": 3}', [("b",), ("d",)])
+        '{"a": 1}'
+    """
+    for path in paths:
+        spans: dict[Path, Span] = {}
+        _walk(text, _skip(text, 0), (), spans)
+        parent, own = spans[path[:-1]], spans[path]
+        siblings = [span for known, span in spans.items() if known and known[:-1] == path[:-1]]
+        before = max((end for _, end in siblings if end <= own[0]), default=parent[0] + 1)
+        behind = text.find(",", own[1], min((start for start, _ in siblings if start >= own[1]), default=own[1]))
+        # The first entry goes with the comma behind it, others with the one before them.
+        first = before == parent[0] + 1
+        start, stop = (_skip(text, before), _skip(text, behind + 1)) if first and behind >= 0 else (before, own[1])
+        text = text[:start] + text[stop:]
     return text

@@ -11,6 +11,7 @@ from mergekit.layout.parts import Shape
 _OLD_NORM = {"gamma": "weight", "beta": "bias"}
 _NEW_NORM = {new: old for old, new in _OLD_NORM.items()}
 _MAX_PREFIX = 2
+_CARRIERS = frozenset({"base_model", "language_model", "model", "module", "text_model", "transformer"})
 _RECOMPUTED = (
     (re.compile(r"(^|\.)(original_)?inv_freq$"), "rotary frequencies, which loaders compute from config.json"),
     (re.compile(r"(^|\.)(cos|sin)_cached$"), "rotary tables, which loaders compute from config.json"),
@@ -63,12 +64,28 @@ def _best_prefix(names: Collection[str], donor: Collection[str], known: frozense
     return min(votes, key=lambda head: (-votes[head], len(head)), default="")
 
 
+def _core(name: str) -> str:
+    """The name without the leading words that only say where in a larger model the language model hangs."""
+    components = name.split(".")
+    carried = next((place for place, word in enumerate(components[:-1]) if word not in _CARRIERS), len(components) - 1)
+    return ".".join(components[carried:])
+
+
+def _unique_cores(names: Iterable[str]) -> dict[str, str]:
+    """Names by their core, where no other name has the same."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_core(name), []).append(name)
+    return {core: own[0] for core, own in found.items() if len(own) == 1}
+
+
 def align_names(names: Collection[str], donor: Collection[str]) -> dict[str, str]:
     """Map each tensor name of a model to the name that the donor uses for it.
 
     A name that the donor has too stays. Others meet it by ``LayerNorm.gamma``/``beta`` for ``weight``/``bias``, or by
     one leading prefix (``bert.``, ``transformer.``, ``model.``) that one of both lists has throughout and the other
-    has not. Names that meet nothing map to themselves, and no two names meet the same one.
+    has not, or by where the language model hangs in a larger one (``language_model.model.``, ``model.language_model.``
+    and ``model.`` mean the same). Names that meet nothing map to themselves, and no two names meet the same one.
 
     Parameters:
         names: tensor names of the other model.
@@ -77,6 +94,8 @@ def align_names(names: Collection[str], donor: Collection[str]) -> dict[str, str
     Example:
         >>> align_names(["wte.weight", "lm_head.weight"], ["transformer.wte.weight", "lm_head.weight"])
         {'wte.weight': 'transformer.wte.weight', 'lm_head.weight': 'lm_head.weight'}
+        >>> align_names(["model.norm.weight"], ["model.language_model.norm.weight", "model.visual.norm.weight"])
+        {'model.norm.weight': 'model.language_model.norm.weight'}
     """
     known = frozenset(names) & frozenset(donor)
     missing = [name for name in names if name not in known]
@@ -94,4 +113,7 @@ def align_names(names: Collection[str], donor: Collection[str]) -> dict[str, str
         if (match := next(candidates, None)) is not None:
             free.remove(match)
             aligned[name] = match
+    cores = _unique_cores(free)
+    for core, name in _unique_cores(name for name in missing if aligned[name] == name).items():
+        aligned[name] = cores.get(core, name)
     return aligned

@@ -38,11 +38,13 @@ class Overlay:
 
     post: frozenset[str]
     projector: frozenset[str]
+    packed: frozenset[str]
     per_layer: frozenset[str]
     not_per_layer: frozenset[str]
     fixed_length: frozenset[str]
     leading: frozenset[str]
     trailing: frozenset[str]
+    until: frozenset[str]
     periodic: Mapping[str, Periodic]
     implied: Mapping[str, Implied]
 
@@ -52,10 +54,11 @@ def overlay() -> Overlay:
     """Read the table that is shipped with this package."""
     table: dict[str, Any] = tomllib.loads(Path(__file__).with_name("exceptions.toml").read_text(encoding="utf-8"))
     config = table["config"]
-    names = ("per_layer", "not_per_layer", "fixed_length", "leading", "trailing")
+    names = ("per_layer", "not_per_layer", "fixed_length", "leading", "trailing", "until")
     return Overlay(
         post=frozenset(table["side"]["post"]),
         projector=frozenset(table["module"]["projector"]),
+        packed=frozenset(table["module"]["packed"]),
         periodic={key: Periodic(row["offset"], tuple(row["unless"])) for key, row in config["periodic"].items()},
         implied={model_type: Implied(**row) for model_type, row in config["implied"].items()},
         **{name: frozenset(config[name]) for name in names},

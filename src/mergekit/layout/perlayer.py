@@ -17,7 +17,7 @@ _SIDES = frozenset({"encoder", "decoder", "vision", "audio"})
 _NUMBERS = re.compile(
     r"(layer|block|attn|mlp|moe|full|global|deepstack).*(layers|idxs?|indexe?s?|indices|ids)$|_layers$"
 )
-_ENTRIES = re.compile(r"layer|block|pattern|types|heads|experts|theta|multipliers|_size$")
+_ENTRIES = re.compile(r"layer|block|pattern|types|heads|experts|theta|multipliers|window|_size$")
 # From this many layers on, a list of just that length is no coincidence.
 _TELLING_HEIGHT = 8
 
@@ -90,22 +90,54 @@ class Run(Encoding):
 
     Parameters:
         trailing: whether they are the last ones, not the first.
+        until: whether the entry is the number of the last layer before the run, -1 for no run.
     """
 
     trailing: bool
+    until: bool = False
 
     def read(self, settings: Settings, height: int) -> Sequence[object] | None:
         """Say of each layer whether it is in the run."""
         value = settings.get(self.key)
         if not isinstance(value, int):
             return None
-        return [(height - 1 - layer if self.trailing else layer) < value for layer in range(height)]
+        length = (height - 1 - value if value >= 0 else 0) if self.until else value
+        return [(height - 1 - layer if self.trailing else layer) < length for layer in range(height)]
 
     def write(self, values: Sequence[object]) -> object | None:
         """Return the length of the run, if the layers still form one."""
         count = sum(map(bool, values))
         run = values[len(values) - count :] if self.trailing else values[:count]
-        return count if all(run) else None
+        if not all(run):
+            return None
+        return len(values) - 1 - count if self.until else count
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed(Encoding):
+    """Entries by layer number, for the layers that have one: ``{"05": {"head_dim": 512}}``.
+
+    Parameters:
+        digits: fewest digits of a number.
+    """
+
+    digits: int
+
+    def read(self, settings: Settings, height: int) -> Sequence[object] | None:
+        """Return the entry of each layer, None where it has none."""
+        value = settings.get(self.key)
+        if not isinstance(value, Mapping) or not _numbers_layers(value):
+            return None
+        entries = {int(number): entry for number, entry in value.items()}
+        return [entries.get(layer) for layer in range(height)]
+
+    def write(self, values: Sequence[object]) -> object | None:
+        """Return the entries of the layers that have one."""
+        return {f"{layer:0{self.digits}}": entry for layer, entry in enumerate(values) if entry is not None}
+
+
+def _numbers_layers(value: Mapping[str, object]) -> bool:
+    return bool(value) and all(isinstance(key, str) and key.isdigit() for key in value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +193,10 @@ def _encoding(key: str, settings: Settings, heights: Collection[int]) -> Encodin
     if (rule := overlay().periodic.get(key)) is not None:
         replaced = any(isinstance(settings.get(other), list) for other in rule.unless)
         return None if replaced else EveryNth(key, rule, isinstance(value, str))
-    if key in overlay().leading | overlay().trailing:
-        return Run(key, key in overlay().trailing)
+    if key in overlay().leading | overlay().trailing | overlay().until:
+        return Run(key, key not in overlay().leading, key in overlay().until)
+    if isinstance(value, Mapping) and "layer" in words(key) and _numbers_layers(value):
+        return Keyed(key, min(map(len, value)))
     if isinstance(value, str) and "pattern" in key and len(value) in heights:
         return Entries(key, value[min(heights) :])
     return None

@@ -11,8 +11,9 @@ from mergekit.layout.parts import Shape, Stack
 from mergekit.layout.words import is_list, modality, words
 
 _NUMBERED = re.compile(r"(.+?)\.(\d+)\.(.+)")
+_NESTED = re.compile(r"(layers?|blocks?)\.\d+\.")
 _LAYER_WORDS = frozenset({"layer", "layers", "depth", "block", "blocks"})
-_NEUTRAL_WORDS = _LAYER_WORDS | {"config", "cfg", "num", "n", "hidden", "model", "text"}
+_NEUTRAL_WORDS = _LAYER_WORDS | {"config", "cfg", "num", "n", "hidden", "model", "text", "vlm"}
 _KIND_LISTS = ("layer_types", "layers_block_type")
 _PREDICTION_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 
@@ -84,11 +85,12 @@ def count_keys(config: Mapping[str, object], path: str = "") -> Iterator[CountKe
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """All tensors under one numbered prefix."""
+    """All tensors under one numbered prefix; even if those of one name have one shape throughout."""
 
     prefix: str
     suffixes: Mapping[int, frozenset[str]]
     matrices: int
+    even: bool
 
     @property
     def height(self) -> int:
@@ -104,8 +106,14 @@ class _Group:
         """Whether two of its layers hold the same tensors."""
         return Counter(self.suffixes.values()).most_common(1)[0][1] >= 2
 
+    @property
+    def staged(self) -> bool:
+        """Whether these are stages with layers of their own, each of another width (Swin, ResNet)."""
+        return not self.even and any(_NESTED.match(suffix) for suffix in self.suffixes[0])
+
     def is_candidate(self) -> bool:
-        return not is_list(self.prefix) and self.suffixes.keys() == set(range(self.height))
+        numbered = self.suffixes.keys() == set(range(self.height))
+        return numbered and not is_list(self.prefix) and not self.staged
 
     def run(self, key: CountKey) -> tuple[int, int] | None:
         """Return number of the first layer and count, if the key counts this prefix's layers; else None."""
@@ -126,13 +134,21 @@ class _Group:
 def _groups(shapes: Mapping[str, Shape]) -> list[_Group]:
     suffixes: dict[str, dict[int, set[str]]] = {}
     matrices: Counter[str] = Counter()
+    sizes: dict[tuple[str, str], set[Shape]] = {}
     for name, shape in shapes.items():
         if (split := split_name(name)) is not None:
             prefix, number, suffix = split
             suffixes.setdefault(prefix, {}).setdefault(number, set()).add(suffix)
             matrices[prefix] += len(shape) >= 2
+            sizes.setdefault((prefix, suffix), set()).add(shape)
+    uneven = {prefix for (prefix, _), found in sizes.items() if len(found) > 1}
     return [
-        _Group(prefix, {number: frozenset(names) for number, names in layers.items()}, matrices[prefix])
+        _Group(
+            prefix,
+            {number: frozenset(names) for number, names in layers.items()},
+            matrices[prefix],
+            prefix not in uneven,
+        )
         for prefix, layers in suffixes.items()
     ]
 

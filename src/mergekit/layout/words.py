@@ -15,7 +15,8 @@ _SYNONYMS = {
     for word in synonyms.split()
 }
 _PROJECTORS = frozenset({"projector", "merger", "connector", "aligner", "resampler"})
-_LISTS = _PROJECTORS | {"mtp", "nextn", "head", "heads", "expert", "experts", "adapter", "adapters"}
+_LISTS = _PROJECTORS | {"mtp", "nextn", "head", "heads", "adapter", "adapters"}
+_EXPERTS = frozenset({"expert", "experts"})
 
 
 @lru_cache(maxsize=65536)
@@ -41,4 +42,5 @@ def is_projector(path: str) -> bool:
 
 def is_list(path: str) -> bool:
     """Whether a numbered prefix is a list of something else than transformer layers."""
-    return bool(_LISTS & words(path))
+    # A whole model may be called an expert, with layers inside (PI0).
+    return bool(_LISTS & words(path)) or bool(_EXPERTS & words(path.rpartition(".")[2]))

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 import numpy as np
 
 from mergekit.methods.contract import Array, Block, Method, Needs, Raw, Reduction, Stats, Target, row_grain
-from mergekit.methods.surveys import Numbers, Survey, Surveyed, SurveyedKth
+from mergekit.methods.surveys import Numbers, Survey, Surveyed, SurveyedKth, collected_bytes
 
 _QUARTERS = (0.25, 0.5, 0.75)
 _SPAN = 1.5  # interquartile ranges above the median
@@ -98,6 +98,10 @@ class ArceeFusion(Method):
     def grain(self, shape: tuple[int, ...]) -> int:
         """Whole rows."""
         return row_grain(shape)
+
+    def held(self, shape: tuple[int, ...]) -> int:
+        """Scores that are collected around the order statistics."""
+        return collected_bytes(shape, ranks=3)
 
     def reductions(self) -> tuple[Reduction, ...]:
         """The divergence of each row, then the quartiles of the importances."""

@@ -46,7 +46,8 @@ class Breadcrumbs(BreadcrumbsFrame):
         rescale: multiply what is kept to restore the norm of each task vector.
         rescale_norm: which norm `rescale` restores: l1 (the default), l2 or linf.
 
-    Shapes: any; the order is that of the whole tensor. Passes: two or three. Deterministic.
+    Shapes: any; the order is that of the whole tensor. Passes: one without trimming, else two or
+    three, and one more with `rescale`. Deterministic.
     Differs from the peer: float32 instead of the checkpoint's dtype; exact selection with ties by lowest index.
 
     Reference: Davari and Belilovsky 2024, "Model Breadcrumbs", arXiv:2312.06795, section 3.
@@ -76,7 +77,8 @@ class BreadcrumbsTies(BreadcrumbsFrame):
         rescale: multiply what is kept to restore the norm of each task vector.
         rescale_norm: which norm `rescale` restores: l1 (the default), l2 or linf.
 
-    Shapes: any; the order is that of the whole tensor. Passes: two or three. Deterministic.
+    Shapes: any; the order is that of the whole tensor. Passes: one without trimming, else two or
+    three, and one more with `rescale`. Deterministic.
     Differs from the peer: float32 instead of the checkpoint's dtype; exact selection with ties by lowest index.
 
     Reference: Davari and Belilovsky 2024, "Model Breadcrumbs", arXiv:2312.06795, section 3; the election from

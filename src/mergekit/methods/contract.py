@@ -146,12 +146,9 @@ class Needs:
     most: int | None = None
 
     def __str__(self) -> str:
-        count = f"{self.least}" if self.most == self.least else f"at least {self.least}"
-        plural = "model" if count == "1" else "models"
-        return (
-            f"{count} {plural}"
-            + {"required": " and a base", "optional": ", a base if wanted", "ignored": ""}[self.base]
-        )
+        count = "" if self.most == self.least else "at least "
+        models = f"{self.least} model{'' if self.least == 1 else 's'}"
+        return count + models + {"required": " and a base", "optional": ", a base if wanted", "ignored": ""}[self.base]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +297,11 @@ class Method(ABC):
         """Entries of a tensor that must be seen together, such as whole rows."""
         del shape
         return GRAIN
+
+    def held(self, shape: tuple[int, ...]) -> int:
+        """Bytes that a worker holds for the reductions of a tensor, where that is more than a few megabytes."""
+        del shape
+        return 0
 
     def reductions(self) -> tuple[Reduction, ...]:
         """What must be known about the whole tensor, in the order in which it is found out."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from mergekit.methods.contract import Needs, parameter
-from mergekit.methods.delta_sum import DeltaSum
+from mergekit.methods.delta_sum import NORMS, DeltaSum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,14 @@ class Dare(DeltaSum, ABC):
 
     rescale: bool = parameter(True, kind="bool", doc="divide what is kept by the density")
 
+    rescale_norm: str = parameter(
+        "none", kind="str", choices=("none", *NORMS), doc="norm of the task vector that is restored instead"
+    )
+
     @property
     def matches_norms(self) -> bool:
         """Only on request."""
-        return bool(self.rescale_norm)
+        return self.rescale_norm != "none"
 
     def chance(self, model: int) -> float:
         """The density."""
@@ -43,7 +47,7 @@ class DareLinear(Dare):
         normalize: divide by the sum of the weights.
         lambda: factor of the sum.
         rescale: divide what is kept by the density, so that its expectation is the whole task vector.
-        rescale_norm: restore this norm of each task vector instead: l1, l2 or linf.
+        rescale_norm: restore this norm of each task vector instead: l1, l2 or linf; none (the default) for neither.
 
     Shapes: any. Passes: one; two with `rescale_norm`. Random: a function of seed, tensor name, model and entry.
     Differs from the peer: rescales by 1/p, as the paper does, not by the ratio of L1 norms (`rescale_norm: l1`).
@@ -71,7 +75,7 @@ class DareTies(Dare):
         normalize: divide by the weights that agree.
         lambda: factor of the sum.
         rescale: divide what is kept by the density, so that its expectation is the whole task vector.
-        rescale_norm: restore this norm of each task vector instead: l1, l2 or linf.
+        rescale_norm: restore this norm of each task vector instead: l1, l2 or linf; none (the default) for neither.
 
     Shapes: any. Passes: one; two with `rescale_norm`. Random: a function of seed, tensor name, model and entry.
     Differs from the peer: rescales by 1/p, as the paper does, not by the ratio of L1 norms (`rescale_norm: l1`).

@@ -11,7 +11,7 @@ import numpy as np
 
 from mergekit.kernels.streams import BITS
 from mergekit.methods.contract import Array, Block, Needs, PerModel, Raw, Stats, parameter, row_grain
-from mergekit.methods.delta_sum import DeltaSum
+from mergekit.methods.delta_sum import NORMS, DeltaSum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,19 @@ class DellaFrame(DeltaSum, ABC):
         0.15, per_model=True, low=0, high=0.5, doc="how far the probabilities of a row spread around the density"
     )
     rescale: bool = parameter(True, kind="bool", doc="divide what is kept by its probability")
+    rescale_norm: str = parameter(
+        "none", kind="str", choices=("none", *NORMS), doc="norm of the task vector that is restored instead"
+    )
 
     def remarks(self) -> Iterator[str]:
         """Spreads that the density leaves no room for."""
+        yield from super().remarks()
         for density, epsilon in zip(self.density, self.epsilon, strict=True):
             if self._spread(density, epsilon) < epsilon and 0 < density < 1:
                 narrowed = self._spread(density, epsilon)
-                yield f"`epsilon` {epsilon:g} does not fit a density of {density:g} and is narrowed to {narrowed:g}"
+                told = f"{epsilon:g} to {narrowed:g} at a density of {density:g}"
+                yield f"`epsilon` is narrowed where the density leaves less room: {told}"
+                return
 
     @staticmethod
     def _spread(density: float, epsilon: float) -> float:
@@ -41,7 +47,7 @@ class DellaFrame(DeltaSum, ABC):
     @property
     def matches_norms(self) -> bool:
         """Only on request."""
-        return bool(self.rescale_norm)
+        return self.rescale_norm != "none"
 
     def chance(self, model: int) -> float:
         """Where it does not depend on ranks."""
@@ -126,12 +132,13 @@ class Della(DellaFrame):
         normalize: divide by the weights that agree.
         lambda: factor of the sum.
         rescale: divide what is kept by its probability.
-        rescale_norm: restore this norm of each task vector instead: l1, l2 or linf.
+        rescale_norm: restore this norm of each task vector instead: l1, l2 or linf; none (the default) for neither.
 
     Shapes: any; a row is the last dimension, and a vector is one row. Entries of equal magnitude share the middle of
     their ranks. Passes: one; two with `rescale_norm`. Random: a function of seed, tensor name, model and entry.
     Differs from the peer: rescales by 1/p_r, as the paper does, not by the ratio of L1 norms (`rescale_norm: l1`);
-    ranks are exact; epsilon is narrowed where the peer fails.
+    ranks are exact; epsilon is narrowed where the peer fails; of three and more dimensions the last is the row, not
+    the second.
 
     Reference: Deep et al. 2024, "DELLA-Merging", arXiv:2406.11617, section 3.
     """
@@ -160,12 +167,13 @@ class DellaLinear(DellaFrame):
         normalize: divide by the sum of the weights.
         lambda: factor of the sum.
         rescale: divide what is kept by its probability.
-        rescale_norm: restore this norm of each task vector instead: l1, l2 or linf.
+        rescale_norm: restore this norm of each task vector instead: l1, l2 or linf; none (the default) for neither.
 
     Shapes: any; a row is the last dimension, and a vector is one row. Entries of equal magnitude share the middle of
     their ranks. Passes: one; two with `rescale_norm`. Random: a function of seed, tensor name, model and entry.
     Differs from the peer: rescales by 1/p_r, as the paper does, not by the ratio of L1 norms (`rescale_norm: l1`);
-    ranks are exact; epsilon is narrowed where the peer fails.
+    ranks are exact; epsilon is narrowed where the peer fails; of three and more dimensions the last is the row, not
+    the second.
 
     Reference: Deep et al. 2024, "DELLA-Merging", arXiv:2406.11617, section 3.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,7 +42,7 @@ class DeltaSum(Method, ABC):
     normalize: bool = parameter(False, kind="bool", doc="divide by the sum of the weights")
     lambda_: float = parameter(1.0, name="lambda", doc="factor of the sum of the task vectors")
     rescale: bool = parameter(False, kind="bool", doc="make up for what was dropped")
-    rescale_norm: str = parameter("", kind="str", choices=NORMS, doc="norm of the task vector that is restored")
+    rescale_norm: str = parameter("l1", kind="str", choices=NORMS, doc="norm of the task vector that is restored")
 
     def band(self, entries: int, model: int) -> tuple[int, int] | None:
         """How many entries, by descending magnitude, are kept after how many that are dropped; None to keep all."""
@@ -59,9 +59,20 @@ class DeltaSum(Method, ABC):
         """Whether `rescale` means to restore the norm of the whole delta."""
         return True
 
+    def remarks(self) -> Iterator[str]:
+        """A norm that is to be restored, where nothing is rescaled."""
+        if self.rescale_norm != type(self).default_norm() and not self.rescale:
+            yield "`rescale_norm` has no effect without `rescale: true`"
+
+    @classmethod
+    def default_norm(cls) -> object:
+        """The default of `rescale_norm`."""
+        return next(declared.default for declared in cls.parameters() if declared.field == "rescale_norm")
+
     def rescaled(self, model: int) -> float:
         """Factor that makes up for what was dropped at random."""
-        return 1.0 / self.chance(model) if self.rescale and not self.matches_norms and self.chance(model) else 1.0
+        chance = self.chance(model)
+        return 1.0 / chance if self.rescale and not self.matches_norms and threshold(chance) else 1.0
 
     def _ranks(self, entries: int, stats: Stats) -> Sequence[Sequence[int]]:
         del stats
@@ -91,9 +102,9 @@ class DeltaSum(Method, ABC):
         """Weights, times what makes up for what was dropped."""
         ratios = [self.rescaled(model) for model in range(len(self.weight))]
         if "norms" in stats:
-            place = NORMS.index(self.rescale_norm or "l1")
-            pairs = [pair[place] for pair in stats["norms"]]
-            ratios = [float(whole / kept) if min(whole, kept) >= _NO_NORM else 1.0 for whole, kept in pairs]
+            place = NORMS.index(self.rescale_norm)
+            pairs = [pair[place].tolist() for pair in stats["norms"]]
+            ratios = [whole / kept if min(whole, kept) >= _NO_NORM else 1.0 for whole, kept in pairs]
         return [weight * ratio for weight, ratio in zip(self.weight, ratios, strict=True)]
 
     @property

@@ -69,7 +69,7 @@ class Description:
         Example:
             >>> from mergekit.methods.ties import Ties
             >>> describe(Ties).count
-            '2 or 3'
+            '1 to 3'
         """
         found = sorted({_FIGURES[word] for word in _NUMBER.findall(self.passes)})
         if len(found) <= 1:

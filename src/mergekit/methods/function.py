@@ -20,6 +20,7 @@ from mergekit.methods.contract import Array, Block, Method, Needs, Stats, parame
 Library = Literal["numpy", "torch"]
 Base = Literal["required", "optional", "ignored"]
 
+_FIELD = "given_"  # begins the fields for parameters, so that a parameter may be called like a part of the class
 _KINDS = (float, int, bool, str)
 _ANNOTATIONS = (
     "float, int, bool, str, a Literal of words, or a tuple such as `PerModel` with one of them for each model"
@@ -66,7 +67,8 @@ def merge_method(
     The function is given float32 arrays: `models` of shape (k, n), and `base` of shape (n,), which is None if it is
     optional and the recipe has none. It returns the merged entries, shape (n,). The arrays hold a stretch of a tensor,
     or all of it; an entry of the result may depend on nothing but the same entry of the operands. With `whole` they are
-    whole tensors instead, `models` of shape (k, \*shape). The arrays it is given must not be changed.
+    whole tensors instead, `models` of shape (k, \*shape). The arrays it is given must not be changed. Several threads
+    call the function at a time, each for another stretch or tensor.
 
     Keyword-only arguments are the parameters of recipes. They are annotated as float, int, bool, str or
     ``Literal["one", "other"]``, as a tuple of one of them for each model (`PerModel` is that of floats), or as
@@ -82,7 +84,7 @@ def merge_method(
         arrays: what the function computes with: "numpy", or "torch" on whatever device the merge runs on.
 
     Raises:
-        MethodError: the function's arguments are not of that form.
+        MethodError: the function's arguments are not of that form, or a setting of the decorator is none.
 
     Example:
         >>> from mergekit.methods import PerModel
@@ -96,6 +98,8 @@ def merge_method(
     def made(function: Callable[..., Array]) -> type[Method]:
         if not isinstance(function, FunctionType):
             raise MethodError(f"{function!r} cannot be a merge method", expected="a function, written with `def`")
+        for name, value, expected in _wrong_settings(title, reference, base, least, most, arrays):
+            raise _misdeclared(function, f"`{name}` is {value!r}", expected)
         own = {
             "__doc__": function.__doc__,
             "name": function.__name__,
@@ -116,6 +120,22 @@ def merge_method(
     return made
 
 
+def _wrong_settings(
+    title: object, reference: object, base: object, least: object, most: object, arrays: object
+) -> Iterator[tuple[str, object, str]]:
+    """Settings of the decorator that are not what they must be: name, value, and what was expected."""
+    for name, text in (("title", title), ("reference", reference)):
+        if not isinstance(text, str):
+            yield name, text, "text"
+    for name, word, words in (("base", base, get_args(Base)), ("arrays", arrays, get_args(Library))):
+        if word not in words:
+            yield name, word, " or ".join(f'"{each}"' for each in words)
+    if type(least) is not int or least < 1:
+        yield "least", least, "a whole number of models, at least 1"
+    elif most is not None and (type(most) is not int or most < least):
+        yield "most", most, f"a whole number of models, at least {least}, or None"
+
+
 def _entries(function: FunctionType, inputs: int) -> Iterator[tuple[str, Any, Any]]:
     """Keyword-only arguments as fields of a dataclass."""
     try:
@@ -129,7 +149,7 @@ def _entries(function: FunctionType, inputs: int) -> Iterator[tuple[str, Any, An
         form = "base, models" if inputs == 2 else "models"
         raise _misdeclared(function, "its arguments are others", f"`{function.__name__}({form}, *, PARAMETERS)`")
     for each in own:
-        yield each.name, Any, _field(function, each, hints.get(each.name))
+        yield _FIELD + each.name, Any, _field(function, each, hints.get(each.name))
 
 
 def _field(function: FunctionType, argument: inspect.Parameter, hint: Any) -> Any:
@@ -187,7 +207,7 @@ class FunctionMethod(Method, ABC):
         rows = self._given(block.rows).reshape((block.rows.shape[0], *shape))
         models = rows[1:] if block.based else rows
         inputs = (models,) if self.needs.base == "ignored" else (rows[0] if block.based else None, models)
-        values = {each.field: getattr(self, each.field) for each in self.parameters()}
+        values = {each.field.removeprefix(_FIELD): getattr(self, each.field) for each in self.parameters()}
         try:
             result = self.function(*inputs, **values)
         except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -51,6 +53,18 @@ class NuSlerp(VectorCombination):
         False, kind="bool", doc="without nuslerp_flatten: vectors along the first dimension instead of the last"
     )
     nuslerp_flatten: bool = parameter(True, kind="bool", doc="take the whole tensor as one vector")
+
+    def remarks(self) -> Iterator[str]:
+        """A direction, where there is none."""
+        if self.nuslerp_row_wise and self.nuslerp_flatten:
+            yield "`nuslerp_row_wise` has no effect without `nuslerp_flatten: false`"
+
+    def held(self, shape: tuple[int, ...]) -> int:
+        """Dot products of columns: of a block, of every level of a worker's tree, and what is made of their sums."""
+        if self.along != "first":
+            return super().held(shape)
+        levels = (math.prod(shape) // self.grain(shape)).bit_length() + 1
+        return math.prod(shape[1:]) * 8 * (3 * (levels + 4) + 4 + 8)  # 3 products of 2 models, a matrix, coefficients
 
     @property
     def along(self) -> Along:

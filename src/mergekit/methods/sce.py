@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from mergekit.methods.contract import Array, Block, Method, Needs, PerModel, Raw, Reduction, Stats, parameter
-from mergekit.methods.surveys import Numbers, Survey, Surveyed, SurveyedKth, Tally
+from mergekit.methods.surveys import Numbers, Survey, Surveyed, SurveyedKth, Tally, collected_bytes
 
 
 @final
@@ -63,6 +63,10 @@ class Sce(Method):
     needs: ClassVar[Needs] = Needs(base="required")
 
     select_topk: float = parameter(1.0, low=0, high=1, doc="share of the entries that differ which is kept")
+
+    def held(self, shape: tuple[int, ...]) -> int:
+        """Scores that are collected around the order statistics."""
+        return collected_bytes(shape, ranks=1)
 
     def reductions(self) -> tuple[Reduction, ...]:
         """How many entries differ, the cut of their variance, and what is left of each delta."""

@@ -20,7 +20,7 @@ class Slerp(Combination):
     """Interpolate between the base and one model along the arc of a great circle, the tensor taken as one vector.
 
     With θ the angle between a (base) and v (model): ``y = sin((1−t)θ)/sin θ · a + sin(tθ)/sin θ · v``; where
-    ``|cos θ| > 0.9995``, or one of them is 0, the straight line ``(1−t) · a + t · v`` (a zero vector has cos θ = 0).
+    ``|cos θ| > 0.9995`` the straight line ``(1−t) · a + t · v`` (a zero vector has cos θ = 0).
 
     Parameters:
         t: position on the arc: 0 is the base, 1 the model; values outside extrapolate.

@@ -214,6 +214,11 @@ class _BracketSearch(Search):
         return self.cuts or (self.other and self.other.result())
 
 
+def collected_bytes(shape: tuple[int, ...], ranks: int) -> int:
+    """Most bytes that :class:`SurveyedKth` collects for a tensor: float32 scores, once found and once put together."""
+    return int(_MOST * math.prod(shape)) * 8 * ranks
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class SurveyedKth(Reduction):

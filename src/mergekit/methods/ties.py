@@ -27,7 +27,8 @@ class Ties(DeltaSum):
         rescale: multiply each trimmed task vector to restore its norm.
         rescale_norm: which norm `rescale` restores: l1 (the default), l2 or linf.
 
-    Shapes: any; trimming is per tensor. Passes: two or three. Deterministic.
+    Shapes: any; trimming is per tensor. Passes: one without trimming, else two or
+    three, and one more with `rescale`. Deterministic.
     Differs from the peer: float32 instead of the checkpoint's dtype; exact selection with ties by lowest index.
 
     Reference: Yadav et al. 2023, "TIES-Merging", arXiv:2306.01708, algorithm 1.

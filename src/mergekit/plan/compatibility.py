@@ -59,5 +59,6 @@ def incompatible(models: Sequence[Model], reports: Sequence[str], kind: type[_E]
     shown = "; ".join(reports[:_SHOWN]) + (f"; and {len(reports) - _SHOWN} more" if len(reports) > _SHOWN else "")
     what = f"models are not compatible: {', '.join(reasons)}" if reasons else "models are not compatible"
     only_vocabulary = bool(reasons) and all(reason.startswith("vocab_size") for reason in reasons)
-    hint = "`--unsafe-truncate-embeddings` keeps the rows that all have" if only_vocabulary else None
+    flag = "`--unsafe-truncate-embeddings`, or `unsafe_truncate_embeddings=True` in Python,"
+    hint = f"{flag} which keeps the rows that all have" if only_vocabulary else None
     return kind(f"{what} ({shown})", place=", ".join(str(model.ref) for model in models), hint=hint)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from mergekit.checkpoint import open_pickle
+from mergekit.checkpoint.finding import SAFETENSORS
+from mergekit.checkpoint.gguf import read_container
+
 
 def recipe_hash(text: str) -> str:
     """SHA-256 of a recipe's text, hexadecimal.
@@ -16,8 +20,20 @@ def recipe_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _hash_of_first(file: Path, nbytes: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.sha256(stream.read(nbytes)).hexdigest()
+
+
 def header_hash(file: Path) -> str:
-    """SHA-256 of a safetensors file's header, hexadecimal: names, dtypes, shapes and places of its tensors."""
+    """SHA-256 of a weight file's header, hexadecimal: names, dtypes, shapes and places of its tensors.
+
+    Of a pickled file it is that of the pickle, which does not say where in the file its tensors are.
+    """
+    if file.suffix == ".gguf":
+        return _hash_of_first(file, read_container(file).nbytes)
+    if file.suffix != SAFETENSORS.suffix:
+        return hashlib.sha256(open_pickle(file).head).hexdigest()
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         return hashlib.sha256(stream.read(size)).hexdigest()

@@ -40,7 +40,9 @@ def _stripe_bytes(stripe: int, rows: int) -> int:
     return stripe * _WIDE * 2 * (rows + 2)
 
 
-def fit_memory(rows: int, workers: int | None = None, limit: int | None = None, grain: int = GRAIN) -> Memory:
+def fit_memory(
+    rows: int, workers: int | None = None, limit: int | None = None, grain: int = GRAIN, kept: int = 0
+) -> Memory:
     """Choose buffers within a limit.
 
     Parameters:
@@ -48,6 +50,7 @@ def fit_memory(rows: int, workers: int | None = None, limit: int | None = None, 
         workers: threads, by default one per core.
         limit: bytes, by default a quarter of the machine's memory.
         grain: most entries that must be in memory together.
+        kept: most bytes that a worker holds beside its buffers.
 
     Raises:
         BudgetError: even the smallest buffers do not fit; says what would.
@@ -59,15 +62,15 @@ def fit_memory(rows: int, workers: int | None = None, limit: int | None = None, 
     limit = limit or physical_memory() // 4
     workers = workers or os.cpu_count() or 1
     least = max(GRAIN, grain)
-    smallest = PROCESS + _stripe_bytes(least, rows)
+    smallest = PROCESS + _stripe_bytes(least, rows) + kept
     if limit < smallest:
         megabytes = -(-smallest // 1_000_000)
         raise BudgetError(
             f"a merge of {rows} inputs, {least} entries of each at a time, does not fit into {limit / 1e6:.0f} MB",
             expected=f"at least {megabytes} MB",
-            hint=f"`--max-memory {megabytes}MB`",
+            hint=f'`--max-memory {megabytes}MB`, or `max_memory="{megabytes}MB"` in Python',
         )
-    workers = max(1, min(workers, (limit - PROCESS) // _stripe_bytes(least, rows)))
-    share = (limit - PROCESS) // workers
+    workers = max(1, min(workers, (limit - PROCESS) // (_stripe_bytes(least, rows) + kept)))
+    share = (limit - PROCESS) // workers - kept
     stripe = GRAIN * max(1, min(_STRIPE, share // _stripe_bytes(1, rows)) // GRAIN)
-    return Memory(workers, stripe, PROCESS + workers * _stripe_bytes(max(stripe, grain), rows))
+    return Memory(workers, stripe, PROCESS + workers * (_stripe_bytes(max(stripe, grain), rows) + kept))

@@ -98,7 +98,7 @@ def file_method(text: str, folders: Sequence[Path], allow_code: bool = False) ->
         raise MethodError(f"there is no file `{path}`: looked for {where}")
     if not allow_code:
         what = f"`{text}` is Python code: running a recipe's Python file means trusting it with all that you may do"
-        raise MethodError(what, hint=f"`--allow-code`, if you trust {file}")
+        raise MethodError(what, hint=f"`--allow-code`, or `allow_code=True` in Python, if you trust {file}")
     members = vars(_module(file))
     if name not in members:
         methods = [known for known, value in members.items() if not list(flaws(value))]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from mergekit.checkpoint import Checkpoint, open_checkpoint
-from mergekit.errors import CheckpointError, Findings
-from mergekit.layout import Layout, Part, align_names, read_layout
-from mergekit.plan.views import Pieces, View, fuse_experts
+from mergekit.adapters import Adapter
+from mergekit.checkpoint import Checkpoint
+from mergekit.checkpoint.hub import Hub
+from mergekit.errors import Findings
+from mergekit.layout import Layout, Part, align_names, named_as, read_layout
+from mergekit.plan.opening import Opened, open_reference
+from mergekit.plan.views import View, fuse_experts
+from mergekit.plan.weights import Weights, stay_packed
 from mergekit.recipe import ModelRef, Recipe
 
 Key = tuple[str, int | None, str]
@@ -26,6 +29,10 @@ class Model:
         layout: its structure, with tensors named as in the donor.
         views: its tensors by their place in the structure.
         names: the donor's names for them.
+        left_out: its tensors that are no weights, by the reason.
+        packed: whether quantised tensors are seen as they are stored, and config.json stays true about them.
+        adapter: what is applied to the stored tensors, or None.
+        untied: whether the adapter gives it an output head, though its config says that it has none.
     """
 
     ref: ModelRef
@@ -33,6 +40,15 @@ class Model:
     layout: Layout
     views: Mapping[Key, View]
     names: Mapping[Key, str]
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    packed: bool = False
+    adapter: Adapter | None = None
+    untied: bool = False
+
+    @property
+    def tied(self) -> bool:
+        """Whether loaders use its embedding as output head."""
+        return self.layout.tied and not self.untied
 
     def part(self, key: Key) -> Part | None:
         """What the layout says about the tensor at a place, if the model has one there."""
@@ -40,13 +56,13 @@ class Model:
 
     def own_name(self, key: Key) -> str:
         """What this model calls the tensor at a place, or would call it."""
-        return self.views[key].names[0] if key in self.views else _written(self.layout, key)
+        return self.views[key].spec.name if key in self.views else _written(self.layout, key)
 
     @property
     def head(self) -> Key | None:
         """Where the output head stands; None if loaders use the embedding."""
         name = self.layout.head
-        return _key(self.layout, name) if name and not self.layout.tied else None
+        return _key(self.layout, name) if name and not self.tied else None
 
     @property
     def embedding(self) -> View | None:
@@ -67,73 +83,50 @@ def _key(layout: Layout, name: str) -> Key:
     return (part.module, part.layer, part.suffix)
 
 
-def _model(ref: ModelRef, checkpoint: Checkpoint, donor_names: Sequence[str], fused: bool) -> Model:
-    renamed = align_names(checkpoint.tensors, donor_names)
-    shapes = {renamed[name]: stored.spec.shape for name, stored in checkpoint.tensors.items()}
-    layout = read_layout(shapes, checkpoint.config)
-    keys = {_key(layout, renamed[name]): name for name in checkpoint.tensors}
-    views: dict[Key, View] = {key: Pieces.of(checkpoint.tensors[name]) for key, name in keys.items()}
+def _model(
+    opened: Opened,
+    weights: Weights,
+    donor_names: Sequence[str],
+    fused: bool,
+    packed: bool,
+    donor: Model | None = None,
+) -> Model:
+    renamed = align_names(weights.views, donor_names)
+    shapes = {renamed[name]: view.spec.shape for name, view in weights.views.items()}
+    layout = read_layout(shapes, opened.checkpoint.config)
+    if donor is not None:
+        layout = named_as(layout, donor.layout)
+    keys = {_key(layout, renamed[name]): name for name in weights.views}
+    views = {key: weights.views[name] for key, name in keys.items()}
     names = {key: renamed[name] for key, name in keys.items()}
     if fused:
-        views = _with_fused_experts(checkpoint, keys)
+        views = _with_fused_experts(views)
         names = {key: names.get(key) or _written(layout, key) for key in views}
-    return Model(ref, checkpoint, layout, views, names)
+    return Model(
+        opened.ref,
+        opened.checkpoint,
+        layout,
+        views,
+        names,
+        weights.left_out,
+        packed,
+        opened.adapter,
+        weights.untied,
+    )
 
 
-def _with_fused_experts(checkpoint: Checkpoint, keys: Mapping[Key, str]) -> dict[Key, View]:
-    layers: dict[tuple[str, int | None], dict[str, str]] = {}
-    for (module, layer, suffix), name in keys.items():
-        layers.setdefault((module, layer), {})[suffix] = name
-    views: dict[Key, View] = {}
+def _with_fused_experts(views: Mapping[Key, View]) -> dict[Key, View]:
+    layers: dict[tuple[str, int | None], dict[str, View]] = {}
+    for (module, layer, suffix), view in views.items():
+        layers.setdefault((module, layer), {})[suffix] = view
+    fused: dict[Key, View] = {}
     for (module, layer), own in layers.items():
-        stored = {suffix: checkpoint.tensors[name] for suffix, name in own.items()}
-        merged = fuse_experts(stored) if layer is not None else {s: Pieces.of(t) for s, t in stored.items()}
-        views |= {(module, layer, suffix): view for suffix, view in merged.items()}
-    return views
+        merged = own if layer is None else fuse_experts(own)
+        fused |= {(module, layer, suffix): view for suffix, view in merged.items()}
+    return fused
 
 
-def _where(recipe: Recipe, ref: ModelRef) -> str:
-    """Path of the first mention of a model in the recipe."""
-    if ref == recipe.base_model:
-        return "base_model"
-    slices = recipe.every_slice()
-    sources = [*recipe.every_entry(), *(source for piece in slices for source in piece.sources)]
-    found = [f"{source.path}.model" for source in sources if source.model == ref]
-    found += [f"{piece.path}.base_model" for piece in slices if piece.base_model == ref]
-    return found[0] if found else "base_model"
-
-
-def _hub_hint(ref: ModelRef) -> str | None:
-    """What to do about a name of the hub, which this version does not download from."""
-    owner, slash, name = ref.model.path.partition("/")
-    if not slash or not name or "/" in name or owner in ("", ".", "..", "~") or Path(owner).exists():
-        return None
-    return f"`hf download {ref.model.path} --local-dir FOLDER`, and FOLDER as the model: this version does not download"
-
-
-def _open(recipe: Recipe, ref: ModelRef, findings: Findings) -> Checkpoint | None:
-    place = recipe.place(_where(recipe, ref))
-    if ref.adapter is not None:
-        findings.error("adapters are not merged into models by this version", place, "a model without `+`")
-        return None
-    try:
-        checkpoint = open_checkpoint(Path(ref.model.path).expanduser())
-    except CheckpointError as error:
-        problem = error.problem
-        what = f"{ref}: {problem.what}"
-        hint = problem.hint or _hub_hint(ref)
-        inside = f" in {problem.place}" if problem.place and str(problem.place) != ref.model.path else ""
-        findings.error(what + inside, place, problem.expected, hint)
-        return None
-    if ref.model.revision:
-        what = f"{ref.model.path} is a local folder, which has no revisions: {ref.model.revision} has no effect"
-        findings.warn(what, place)
-    for remark in checkpoint.remarks:
-        findings.warn(f"{ref}: {remark}", place)
-    return checkpoint
-
-
-def open_models(recipe: Recipe, findings: Findings, fused: bool = False) -> tuple[Model, ...]:
+def open_models(recipe: Recipe, findings: Findings, fused: bool = False, hub: Hub | None = None) -> tuple[Model, ...]:
     """Open every model that the recipe names, the donor of config and names first.
 
     Models that cannot be opened are recorded as errors of the recipe, at the place that names them; then the result
@@ -143,11 +136,17 @@ def open_models(recipe: Recipe, findings: Findings, fused: bool = False) -> tupl
         recipe: the recipe.
         findings: where errors and remarks are recorded.
         fused: whether the matrices of all experts of a layer are seen as one tensor each.
+        hub: how models are taken from the hub.
     """
     refs = recipe.references()
-    opened = [(ref, _open(recipe, ref, findings)) for ref in refs]
-    present = [(ref, checkpoint) for ref, checkpoint in opened if checkpoint is not None]
-    if len(present) < len(refs):
+    opened = [found for ref in refs if (found := open_reference(recipe, ref, findings, hub or Hub()))]
+    if len(opened) < len(refs):
         return ()
-    donor_names = list(present[0][1].tensors)
-    return tuple(_model(ref, checkpoint, donor_names, fused) for ref, checkpoint in present)
+    packed = stay_packed(recipe, [one.checkpoint for one in opened])
+    weights = [own for one in opened if (own := one.weights(packed, findings))]
+    if len(weights) < len(refs):
+        return ()
+    names = list(weights[0].views)
+    donor = _model(opened[0], weights[0], names, fused, packed)
+    rest = zip(opened[1:], weights[1:], strict=True)
+    return (donor, *(_model(one, own, names, fused, packed, donor) for one, own in rest))

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergekit import __version__
 from mergekit.checkpoint import plan_shards
-from mergekit.errors import Findings, IncompatibleModelsError, UnsupportedError
+from mergekit.checkpoint.hub import ROOM, Hub
+from mergekit.checkpoint.quantised import SIDE_FILES
+from mergekit.errors import Findings, IncompatibleModelsError
 from mergekit.layout import edit_config
 from mergekit.methods import METHODS, Method
 from mergekit.plan.compatibility import differences, incompatible
-from mergekit.plan.files import copied_files
+from mergekit.plan.files import copied_files, rebuilt_files
 from mergekit.plan.fingerprint import recipe_hash
-from mergekit.plan.memory import Memory, fit_memory
+from mergekit.plan.memory import Memory, fit_memory, physical_memory
 from mergekit.plan.methods import find_method, installed_methods
 from mergekit.plan.models import Model, open_models
 from mergekit.plan.parameters import KNOWN, check_filters, check_parameters
 from mergekit.plan.segments import Arranger, ModuleSegments
+from mergekit.plan.stacking import refuse_packed
 from mergekit.plan.tasks import Plan, TensorTask
 from mergekit.plan.tensors import MERGEABLE, Assembler, slots
 from mergekit.recipe import Recipe, Vocabulary, read_recipe
@@ -43,6 +46,7 @@ class PlanOptions:
         workers: threads, by default one per core.
         max_memory: bytes, by default a quarter of the machine's memory.
         allow_code: run the Python file that `merge_method` names.
+        hub: how models are taken from the hub.
     """
 
     shard_bytes: int = 5_000_000_000
@@ -54,6 +58,7 @@ class PlanOptions:
     workers: int | None = None
     max_memory: int | None = None
     allow_code: bool = False
+    hub: Hub = field(default_factory=Hub)
 
 
 def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | None = None) -> Plan:
@@ -74,7 +79,7 @@ def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | Non
     options = options or PlanOptions()
     recipe, findings = read_recipe(text, file=file, vocabulary=VOCABULARY)
     method = find_method(recipe, findings, options.allow_code) if recipe else None
-    models = open_models(recipe, findings, options.fuse_experts) if recipe else ()
+    models = open_models(recipe, findings, options.fuse_experts, options.hub) if recipe else ()
     if recipe:
         _refuse_vocabularies(recipe, findings)
     if recipe and method:
@@ -96,16 +101,17 @@ def _plan(
 ) -> Plan:
     modules = Arranger(recipe, method, models, findings).arrange()
     wanted = list(slots(modules, models))
-    names = [name for model in models for name in model.checkpoint.tensors]
+    names = [name for model in models for name in (*model.checkpoint.tensors, *map(model.own_name, model.views))]
     check_filters(recipe, [*names, *(slot.name for slot in wanted)], findings)
     copies, texts = _files(recipe, models, options, findings)
     findings.raise_errors(options.strict)
     _refuse_unequal_depth(modules, models)
+    refuse_packed(modules, models)
     _note_architectures(models, findings)
     _note_heights(models, findings)
+    _note_streaming(method, models, findings)
     assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary, options.seed)
     tasks = assembler.assemble(wanted)
-    _refuse_quantised(tasks, models)
     texts["config.json"] = _config(models, modules, tasks)
     texts["mergekit_config.yml"] = recipe.text
     findings.raise_errors(options.strict)
@@ -120,15 +126,19 @@ def _plan(
         texts=texts,
         leftovers=assembler.leftovers(),
         findings=findings,
-        memory=_memory(tasks, options),
+        memory=_memory(tasks, options, any(model.checkpoint.remote for model in models)),
         seed=options.seed,
     )
 
 
-def _memory(tasks: Sequence[TensorTask], options: PlanOptions) -> Memory:
+def _memory(tasks: Sequence[TensorTask], options: PlanOptions, streamed: bool) -> Memory:
     rows = max((len(task.operands) for task in tasks), default=1)
     grain = max((task.target.grain for task in tasks if task.copied is None), default=1)
-    return fit_memory(rows, options.workers, options.max_memory, grain)
+    kept = max((task.kept_bytes + task.method.held(task.out.shape) for task in tasks if task.copied is None), default=0)
+    room = ROOM if streamed else 0
+    limit = (options.max_memory or physical_memory() // 4) - room
+    memory = fit_memory(rows, options.workers, limit, grain, kept)
+    return replace(memory, peak=memory.peak + room)
 
 
 def _refuse_unequal_depth(modules: Sequence[ModuleSegments], models: Sequence[Model]) -> None:
@@ -150,6 +160,14 @@ def _note_architectures(models: Sequence[Model], findings: Findings) -> None:
             findings.warn(f"the models call themselves different architectures: {reason}")
 
 
+def _note_streaming(method: type[Method], models: Sequence[Model], findings: Findings) -> None:
+    names = [str(model.ref) for model in models if model.checkpoint.remote]
+    if names:
+        once = method.reductions is Method.reductions
+        again = "" if once else f"; `{method.name}` reads large tensors more than once, and each time anew"
+        findings.notice(f"read from the hub while merging, not downloaded: {', '.join(names)}{again}")
+
+
 _HEIGHTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -163,26 +181,17 @@ def _note_heights(models: Sequence[Model], findings: Findings) -> None:
                 findings.warn(f"{model.ref} has {stack.count} layers, and its config.json says {key} {value}")
 
 
-def _refuse_quantised(tasks: Sequence[TensorTask], models: Sequence[Model]) -> None:
-    computed = {operand.model for task in tasks if task.copied is None for operand in task.operands}
-    for index in sorted(computed):
-        settings = models[index].checkpoint.config.get("quantization_config")
-        if settings:
-            kind = settings.get("quant_method", "unknown") if isinstance(settings, Mapping) else "unknown"
-            raise UnsupportedError(
-                f"{models[index].ref} is quantised ({kind}), and this version cannot merge quantised weights",
-                hint="the unquantised checkpoint of the same model",
-            )
-
-
 def _files(
     recipe: Recipe, models: Sequence[Model], options: PlanOptions, findings: Findings
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    copies = dict(copied_files(models[0].checkpoint.root, options.copy_tokenizer))
-    texts: dict[str, str] = {}
+    donor = models[0].checkpoint
+    texts = rebuilt_files(donor, options.copy_tokenizer)
+    copies = dict(copied_files(donor.root, options.copy_tokenizer))
+    if not models[0].packed:
+        copies = {name: file for name, file in copies.items() if name not in SIDE_FILES}
     if recipe.chat_template:
-        roots = [model.checkpoint.root for model in models]
-        template = choose_template(recipe.chat_template, roots, recipe.place("chat_template"), findings)
+        checkpoints = [model.checkpoint for model in models]
+        template = choose_template(recipe.chat_template, checkpoints, recipe.place("chat_template"), findings)
         if template is not None:
             texts["chat_template.jinja"] = template
             copies.pop("chat_template.jinja", None)
@@ -206,14 +215,15 @@ def _config(models: Sequence[Model], modules: Sequence[ModuleSegments], tasks: S
         for module in modules
         if module.sliced
     }
-    text = (donor.checkpoint.root / "config.json").read_bytes().decode("utf-8")  # line ends as they are
+    text = donor.checkpoint.text("config.json") or "{}"
     return edit_config(
         text,
         donor=donor.layout,
         stacked=stacked,
-        dtype=_written_dtype(tasks),
+        dtype=None if donor.packed else _written_dtype(tasks),
         tied=_written_tie(models, tasks),
         vocab_size=_written_vocabulary(donor, tasks),
+        unquantised=not donor.packed,
     )
 
 
@@ -231,7 +241,7 @@ def _written_tie(models: Sequence[Model], tasks: Sequence[TensorTask]) -> bool |
     heads = [model.layout.head for model in models if model.layout.head]
     if not any(task.out.name in heads for task in tasks):
         return None
-    untied = any(model.layout.head and not model.layout.tied for model in models)
+    untied = any(model.layout.head and not model.tied for model in models)
     return False if untied and models[0].layout.tied else None
 
 

@@ -84,7 +84,7 @@ class Arranger:
     def _top_level_slices(self) -> tuple[ModuleSegments, ...]:
         donor = self.models[0].layout
         stacked = [module for module in donor.modules if module.stack]
-        if len(stacked) > 1:
+        if any(module is not donor.main and not module.name.endswith("_tower") for module in stacked):
             names = ", ".join(f"`{module.name}`" for module in stacked)
             self.findings.error(
                 "`slices` does not say which part of the model it cuts",
@@ -119,7 +119,15 @@ class Arranger:
         inputs = (Input(0, 0, Parameters({}, "")),)
         return ModuleSegments(module, (Segment(inputs, None, layers, (), ""),), sliced=False)
 
+    def _lacks(self, ref: ModelRef, module: ModuleLayout) -> bool:
+        return all(key[0] != module.name for key in self.models[self._index(ref)].views)
+
     def _whole(self, module: ModuleLayout, sources: Sequence[Source], levels: tuple[Parameters, ...]) -> ModuleSegments:
+        lacking = [str(source.model) for source in sources if self._lacks(source.model, module)]
+        if lacking and module is not self.models[0].layout.main:
+            donor = self.models[0].ref
+            self.findings.notice(f"`{module.name}` is taken from {donor}: it is not in {', '.join(lacking)}")
+            return self._from_donor(module)
         inputs = [Input(self._index(source.model), 0, source.parameters) for source in sources]
         base = self._base_of(inputs, self._base_ref(None, sources), "")
         if base is not None and base not in inputs:

@@ -73,6 +73,11 @@ class TensorTask:
         return sum(operand.view.nbytes for operand in self.operands)
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes that each worker holds beside its buffers while it works on this tensor."""
+        return sum(operand.view.kept_bytes for operand in self.operands)
+
+    @property
     def row_format(self) -> str:
         """The format in which all operands are held: their own if they share one that kernels read, else F32."""
         formats = {operand.view.row_format for operand in self.operands}
@@ -123,6 +128,16 @@ class Plan:
     findings: Findings
     memory: Memory
     seed: int
+
+    def __repr__(self) -> str:
+        counts = {
+            "tensors": len(self.tasks),
+            "read_bytes": self.read_bytes,
+            "write_bytes": self.write_bytes,
+            "memory": self.memory.peak,
+            "warnings": len(self.findings.warnings),
+        }
+        return f"<Plan {self.method.name}: {', '.join(f'{name} {count}' for name, count in counts.items())}>"
 
     @property
     def read_bytes(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mergekit.checkpoint import DTYPES, DType, TensorSpec, dtype_titled
-from mergekit.errors import Findings, IncompatibleModelsError, MissingTensorError, UnsupportedError
+from mergekit.errors import Findings, IncompatibleModelsError, MissingTensorError, Place, UnsupportedError
 from mergekit.layout import derived_buffer
 from mergekit.methods import Method
 from mergekit.plan.compatibility import incompatible
@@ -105,6 +105,45 @@ def promoted(dtypes: Sequence[DType]) -> DType:
     return next((DTYPES[name] for name in order if name in names), dtypes[0])
 
 
+def tensor_task(
+    name: str,
+    method: Method,
+    operands: tuple[Operand, ...],
+    based: bool,
+    *,
+    dtype: DType | None = None,
+    seed: int,
+    places: Sequence[str],
+) -> TensorTask:
+    """The task of one output tensor: floating-point entries are merged, others must be the same and are copied.
+
+    Parameters:
+        name: of the output.
+        method: with the parameters of this tensor.
+        operands: inputs of one shape, the base first if `based`.
+        based: whether the first operand is the base.
+        dtype: of the output if entries are merged; None for the widest of the operands.
+        seed: of random methods.
+        places: where the operands come from, for messages.
+
+    Raises:
+        UnsupportedError: the operands hold packed numbers, or numbers of different kinds.
+    """
+    dtypes = [operand.view.spec.dtype for operand in operands]
+    shape = operands[0].view.spec.shape
+    if all(each.name in MERGEABLE for each in dtypes):
+        return TensorTask(TensorSpec(name, dtype or promoted(dtypes), shape), method, operands, based, seed=seed)
+    if len(set(dtypes)) > 1 or (dtypes[0].kind == "float" and len(operands) > 1):
+        titles = " and ".join(sorted({each.title for each in dtypes}))
+        raise UnsupportedError(
+            f"`{name}` is stored as {titles}, which this version cannot merge",
+            place=", ".join(places),
+            expected=", ".join(sorted(DTYPES[each].title for each in MERGEABLE)),
+            hint="the unquantised weights of these models",
+        )
+    return TensorTask(TensorSpec(name, dtypes[0], shape), method, operands, based, identical=True)
+
+
 @dataclass(slots=True)
 class Assembler:
     """Makes a task of every slot, collecting what is wrong and what is left over."""
@@ -135,8 +174,13 @@ class Assembler:
     def leftovers(self) -> tuple[Leftover, ...]:
         """Input tensors that no task reads, by model and reason."""
         reasons = {index: self._reason(index) for index in range(len(self.models))}
-        grouped = dict(self.dropped)
-        gone = {(index, name) for (index, _), names in self.dropped.items() for name in names}
+        given = {
+            (index, why): list(names)
+            for index, model in enumerate(self.models)
+            for why, names in model.left_out.items()
+        }
+        grouped = {**self.dropped, **given}
+        gone = {(index, name) for (index, _), names in grouped.items() for name in names}
         for index, model in enumerate(self.models):
             for name in model.checkpoint.tensors:
                 if (index, name) not in self.used and (index, name) not in gone:
@@ -174,21 +218,10 @@ class Assembler:
         return self._merged(slot, method, operands, base is not None) if method else None
 
     def _merged(self, slot: Slot, method: Method, operands: tuple[Operand, ...], based: bool) -> TensorTask:
-        dtypes = [operand.view.spec.dtype for operand in operands]
-        shape = operands[0].view.spec.shape
-        if all(dtype.name in MERGEABLE for dtype in dtypes):
-            title = self.recipe.out_dtype or self.recipe.dtype
-            dtype = dtype_titled(title) if title else promoted(dtypes)
-            return TensorTask(TensorSpec(slot.name, dtype, shape), method, operands, based, seed=self.seed)
-        if len(set(dtypes)) > 1 or (dtypes[0].kind == "float" and len(operands) > 1):
-            names = " and ".join(sorted({dtype.title for dtype in dtypes}))
-            raise UnsupportedError(
-                f"`{slot.name}` is stored as {names}, which this version cannot merge",
-                place=", ".join(str(self.models[operand.model].ref) for operand in operands),
-                expected=", ".join(sorted(DTYPES[name].title for name in MERGEABLE)),
-                hint="the unquantised checkpoints of these models",
-            )
-        return TensorTask(TensorSpec(slot.name, dtypes[0], shape), method, operands, based, identical=True)
+        title = self.recipe.out_dtype or self.recipe.dtype
+        dtype = dtype_titled(title) if title else None
+        places = [str(self.models[operand.model].ref) for operand in operands]
+        return tensor_task(slot.name, method, operands, based, dtype=dtype, seed=self.seed, places=places)
 
     def _method(self, slot: Slot, entries: Sequence[tuple[Input, Key]]) -> Method | None:
         if slot.segment.levels == ():  # a module taken over as it is
@@ -201,18 +234,23 @@ class Assembler:
         except MissingParameterError as error:
             report_missing(self.recipe, self.method, error.args[0], self.findings)
             return None
-        except ValueError:
-            return None  # a value of the wrong type, which is an error of the recipe already
+        except ValueError as error:  # only gradients can still go wrong here, between values that are right
+            self._tell(self.findings.error, f"a gradient has no valid value everywhere: {error}", slot)
+            return None
         method = self.method(**values)
-        place = self.recipe.place(slot.segment.path)
-        known = [problem.what for problem in (*self.findings.errors, *self.findings.warnings) if problem.place == place]
         for mistake in method.mistakes():
-            if not any(what.startswith(mistake) for what in known):
-                self.findings.error(f"{mistake} (first at `{slot.name}`)", place)
+            self._tell(self.findings.error, mistake, slot)
         for remark in method.remarks():
-            if not any(what.startswith(remark) for what in known):
-                self.findings.warn(f"{remark} (first at `{slot.name}`)", place)
+            self._tell(self.findings.warn, remark, slot)
         return method
+
+    def _tell(self, record: Callable[[str, Place], None], what: str, slot: Slot) -> None:
+        """Record something once, at the first tensor; what differs between tensors stands behind a colon."""
+        place = self.recipe.place(slot.segment.path)
+        stem = what.partition(":")[0]
+        known = (*self.findings.errors, *self.findings.warnings)
+        if not any(problem.place == place and problem.what.startswith(stem) for problem in known):
+            record(f"{what} (first at `{slot.name}`)", place)
 
     def _view(self, entry: Input, key: Key) -> View | None:
         model = self.models[entry.model]

@@ -154,6 +154,7 @@ class Choice(Form[str]):
         others: pattern of further text that is allowed, or None.
         known: what people write instead of a name, in lower case.
         refused: names that are understood and not possible, with the reason.
+        other: how further text is written, for messages.
     """
 
     noun: str
@@ -162,6 +163,7 @@ class Choice(Form[str]):
     others: str | None = None
     known: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    other: str | None = None
 
     def _expected(self) -> str:
         if self.names is None:
@@ -179,7 +181,9 @@ class Choice(Form[str]):
             return name
         meant = self.known.get(name.lower()) or nearest(name, names)
         reason = self.refused.get(name, f"{describe(node)} is not {self.noun}")
-        reading.error(node, reason, "one of " + ", ".join(f"`{name}`" for name in names), meant and f"`{meant}`")
+        expected = "one of " + ", ".join(f"`{name}`" for name in names) + (f", or `{self.other}`" if self.other else "")
+        hint = meant or (self.other if "." in name else None)
+        reading.error(node, reason, expected, hint and f"`{hint}`")
         return meant
 
     def _schema(self) -> Json:

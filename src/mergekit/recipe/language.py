@@ -236,7 +236,7 @@ RECIPE = Record(
     (
         Key(
             "merge_method",
-            Choice("a merge method", None, others=METHOD_FILE),
+            Choice("a merge method", None, others=METHOD_FILE, other="./file.py:Name"),
             "how the models are merged: a method's name, or `./file.py:Name` for one of your own",
             required=True,
             known=("method",),

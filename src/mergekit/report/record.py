@@ -4,7 +4,7 @@
 
     format, mergekit, machine, method, recipe_sha256, seed, seconds
     method_file {file, sha256}                       only of a method in a Python file that the recipe names
-    parents    [{model, role, folder, files: [{name, bytes, header_sha256}]}]
+    parents    [{model, role, folder, files: [{name, bytes, header_sha256}], adapter: {folder, files, config_sha256}}]
     totals     {tensors, parameters, bytes_read, bytes_written, shards}
     shards     [{file, bytes, header_sha256}]
     settings   [{method, based, parameters}]         each combination once
@@ -31,6 +31,8 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from mergekit import __version__
+from mergekit.adapters import CONFIG, Adapter
+from mergekit.checkpoint.hub import Remote
 from mergekit.errors import Problem
 from mergekit.plan import Model, Plan, TensorTask
 from mergekit.plan.fingerprint import header_hash, recipe_hash
@@ -131,12 +133,24 @@ def _parent(index: int, model: Model, plan: Plan) -> dict[str, object]:
         "model": str(model.ref),
         "role": [role for role, held in roles.items() if held],
         "folder": str(model.checkpoint.root.resolve()),
-        "files": [_file(file, model.checkpoint.root) for file in model.checkpoint.shards],
+        "files": [_file(file, model.checkpoint.root, model.checkpoint.remote) for file in model.checkpoint.shards],
+        **({"adapter": _adapter(model.adapter)} if model.adapter else {}),
     }
 
 
-def _file(file: Path, root: Path) -> dict[str, object]:
-    name = file.relative_to(root).as_posix()
+def _adapter(adapter: Adapter) -> dict[str, object]:
+    """What was applied to the weights of a parent, whose role is that of both."""
+    return {
+        "folder": str(adapter.root.resolve()),
+        "files": [_file(adapter.file, adapter.root, {})],
+        "config_sha256": hashlib.sha256((adapter.root / CONFIG).read_bytes()).hexdigest(),
+    }
+
+
+def _file(file: Path, root: Path, remote: Mapping[Path, Remote]) -> dict[str, object]:
+    name = file.relative_to(root).as_posix() if file != root else file.name
+    if file in remote:
+        return {"name": name, "bytes": remote[file].nbytes, "header_sha256": remote[file].header_sha256}
     return {"name": name, "bytes": file.stat().st_size, "header_sha256": header_hash(file)}
 
 

@@ -94,7 +94,7 @@ def verify_folder(out: Path) -> Verification:
     folder = _open(out)
     problems = list(folder.problems)
     checked = ["config.json", f"headers of {len(folder.files)} weight files", "layer count"]
-    problems += _wrong_layers(folder)
+    problems += wrong_layers(folder.layout, folder.config, out / "config.json")
     if (out / _INDEX).is_file():
         checked.append("index")
         problems += _wrong_index(folder)
@@ -146,20 +146,23 @@ def _parsed(file: Path) -> Any:
         return Problem(f"{file.name} cannot be read: {error}", str(file), "JSON")
 
 
-def _wrong_layers(folder: _Folder) -> Iterator[Problem]:
-    """Layer counts in config.json that fit no stack of layers and may mean one that no count fits."""
-    stacks = [module.stack for module in folder.layout.modules if module.stack]
+def wrong_layers(layout: Layout, config: Mapping[str, object], file: Path) -> Iterator[Problem]:
+    """Layer counts in config.json that fit no stack of layers and may mean one that no count fits.
+
+    Parameters:
+        layout: what the model is.
+        config: contents of config.json.
+        file: where it is.
+    """
+    stacks = [module.stack for module in layout.modules if module.stack]
     taken = {key for stack in stacks for key in (stack.count_key, *stack.same_count_keys)}
     for stack in stacks:
         # A single numbered entry may serve as every layer (ALBERT).
         if stack.count_key is None and stack.count > 1:
-            for key in count_keys(folder.config):
+            for key in count_keys(config):
                 if key.path not in taken and key.may_count(stack.prefix) and key.value != stack.count:
-                    yield Problem(
-                        f"`{key.path}` says {key.value} layers, `{stack.prefix}` has {stack.count}",
-                        str(folder.root / "config.json"),
-                        str(stack.count),
-                    )
+                    what = f"`{key.path}` says {key.value} layers, `{stack.prefix}` has {stack.count}"
+                    yield Problem(what, str(file), str(stack.count))
 
 
 def _wrong_index(folder: _Folder) -> Iterator[Problem]:
@@ -180,7 +183,7 @@ def _wrong_tokenizer(folder: _Folder) -> Iterator[Problem]:
         yield parsed
         return
     try:
-        largest = _largest_id(parsed)
+        largest = largest_id(parsed)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         yield Problem(f"{file.name} is no tokenizer: {type(error).__name__} {error}", str(file), "`model.vocab`")
         return
@@ -190,7 +193,8 @@ def _wrong_tokenizer(folder: _Folder) -> Iterator[Problem]:
         yield Problem(f"the tokenizer has the token id {largest}, `{name}` has {rows} rows", str(file))
 
 
-def _largest_id(tokenizer: Any) -> int:
+def largest_id(tokenizer: Any) -> int:
+    """The largest token id in the contents of a tokenizer.json; -1 without tokens."""
     vocabulary = tokenizer["model"]["vocab"]
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     added = [token["id"] for token in tokenizer.get("added_tokens") or ()]

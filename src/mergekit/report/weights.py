@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit.checkpoint import Extent, Files, Stored
+from mergekit.checkpoint import Files, Stored
 from mergekit.errors import CheckpointError, Problem
 from mergekit.kernels import GRAIN, RAW
+from mergekit.plan.views import StoredView, View, view_of
 
+_T = TypeVar("_T")
 _STRIPE = 256 * GRAIN  # entries in memory at a time, for each thread
 
 
@@ -72,15 +74,33 @@ def weigh_all(files: Files, tensors: Iterable[Stored]) -> Iterator[tuple[Stored,
         yield from pool.map(weighed, tensors)
 
 
+@final
+class _Access:
+    """What a view reads with: files, and fresh room."""
+
+    def __init__(self, files: Files) -> None:
+        self.read = files.read
+
+    def buffer(self, _use: str, nbytes: int) -> NDArray[Any]:
+        return np.empty(nbytes, np.uint8)
+
+    def kept(self, _view: View, make: Callable[[], _T]) -> _T:
+        return make()
+
+
 def _stripes(files: Files, stored: Stored, grain: int) -> Iterator[NDArray[Any]]:
-    spec, extent = stored.spec, stored.extent
-    dtype = np.dtype(RAW.get(spec.dtype.name, spec.dtype.storage))
+    spec, view = stored.spec, view_of(stored)
+    access = _Access(files)
+    name = spec.dtype.name if isinstance(view, StoredView) else "F32"
+    dtype = np.dtype(RAW.get(name, spec.dtype.storage))
     step = grain * max(1, _STRIPE // grain)
     buffer = np.empty(min(step, spec.count), dtype)
     for first in range(0, spec.count, step):
         stripe = buffer[: spec.count - first]
-        start = extent.start + first * dtype.itemsize
-        files.read(Extent(extent.file, start, start + stripe.nbytes), stripe)
+        if isinstance(view, StoredView):
+            view.read_bytes(access, first, first + stripe.size, stripe.view(np.uint8))
+        else:
+            view.read(access, first, first + stripe.size, stripe)
         yield stripe
 
 

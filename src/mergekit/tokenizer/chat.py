@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from mergekit.checkpoint import Checkpoint
 from mergekit.errors import CheckpointError, Findings, Place
 from mergekit.recipe import nearest
 
@@ -23,22 +24,24 @@ def template_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".jinja") for entry in folder.iterdir()))
 
 
-def model_template(root: Path) -> str | None:
-    """The chat template in a model folder; of several the default one."""
-    if (root / _FILE).is_file():
-        return (root / _FILE).read_text(encoding="utf-8").strip()
-    if not (root / _SETTINGS).is_file():
+def model_template(checkpoint: Checkpoint) -> str | None:
+    """The chat template of a model; of several the default one."""
+    template = checkpoint.text(_FILE)
+    if template is not None:
+        return template.strip()
+    settings = checkpoint.text(_SETTINGS)
+    if settings is None:
         return None
-    found = _read_object(root / _SETTINGS).get("chat_template")
+    found = _read_object(settings, checkpoint.root / _SETTINGS).get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found.strip() if isinstance(found, str) else None
 
 
-def _read_object(file: Path) -> dict[str, object]:
+def _read_object(text: str, file: Path) -> dict[str, object]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"not valid JSON: {error}", place=str(file)) from error
     if not isinstance(found, dict):
@@ -65,18 +68,18 @@ def _without_generation(template: str) -> str:
     return template
 
 
-def choose_template(wanted: str, roots: Sequence[Path], place: Place, findings: Findings) -> str | None:
+def choose_template(wanted: str, models: Sequence[Checkpoint], place: Place, findings: Findings) -> str | None:
     """The text of the chat template that a recipe asks for; None to keep the donor's.
 
     Parameters:
         wanted: ``auto`` for the one that most models have (of equals the first), a name of :func:`template_names`,
             or the template itself.
-        roots: folders of the models in the recipe's order.
+        models: the models in the recipe's order.
         place: where the recipe asks.
         findings: where mistakes are recorded.
     """
     if wanted == "auto":
-        return _majority(roots, findings)
+        return _majority(models, findings)
     if len(wanted) < _LONGEST_NAME and "\n" not in wanted and "{" not in wanted:
         return _named(wanted, place, findings)
     if len(wanted) < _SHORTEST_TEMPLATE:
@@ -98,8 +101,8 @@ def _named(name: str, place: Place, findings: Findings) -> str | None:
     return source.read_text(encoding="utf-8")
 
 
-def _majority(roots: Sequence[Path], findings: Findings) -> str | None:
-    found = [template for root in roots if (template := model_template(root))]
+def _majority(models: Sequence[Checkpoint], findings: Findings) -> str | None:
+    found = [template for model in models if (template := model_template(model))]
     if not found:
         findings.notice("no model has a chat template; none is written")
         return None
@@ -114,7 +117,7 @@ def tokenizer_config_with(file: Path, template: str) -> str | None:
     Raises:
         CheckpointError: the file is not JSON.
     """
-    settings = _read_object(file)
+    settings = _read_object(file.read_text(encoding="utf-8"), file)
     if "chat_template" not in settings:
         return None
     settings["chat_template"] = template

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from mergekit.checkpoint.reading import Buffer
 from mergekit.kernels import RAW
 
 Raw = NDArray[Any]
+_T = TypeVar("_T")
 
 
 class Access(Protocol):
@@ -25,6 +26,9 @@ class Access(Protocol):
 
     def buffer(self, use: str, nbytes: int) -> Raw:
         """Uninitialised bytes, the same ones for the same use until it is asked for again."""
+
+    def kept(self, view: View, make: Callable[[], _T]) -> _T:
+        """What a view needs for every stretch: made once, kept while the tensor is being worked on."""
 
 
 class View(ABC):
@@ -56,6 +60,11 @@ class View(ABC):
         """The format in which kernels take its entries; F32 if they are computed."""
         return "F32"
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that are kept while the tensor is being worked on, and of room beside the stretch that is asked for."""
+        return 0
+
     def rows(self, count: int) -> View:
         """The first `count` rows."""
         spec = TensorSpec(self.spec.name, self.spec.dtype, (count, *self.spec.shape[1:]))
@@ -86,6 +95,11 @@ class Leading(View):
     def nbytes(self) -> int:
         """Its share of what the whole reads."""
         return self.view.nbytes * self.spec.count // max(1, self.view.spec.count)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Those of the whole."""
+        return self.view.kept_bytes
 
     @property
     def row_format(self) -> str:

