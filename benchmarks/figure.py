@@ -2,7 +2,8 @@
 
     python benchmarks/figure.py figures.json docs/explain/speed.svg
 
-Needs matplotlib.
+A second file, after `--peer`, has the runs of the peer, if they were measured apart, with the floors beside them. Needs
+matplotlib.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def over_floor(result: dict[str, Any], who: str, startup: float) -> float | None
     return max(0.05, (median(runs[who]) - startup) / median(runs["floor"]))
 
 
-def draw(report: dict[str, Any], out: Path) -> None:
+def draw(report: dict[str, Any], peers: dict[str, Any], out: Path) -> None:
     """One pair of bars for each method, the fastest first."""
     import matplotlib
 
@@ -32,8 +33,9 @@ def draw(report: dict[str, Any], out: Path) -> None:
     from matplotlib import pyplot
 
     startup = report["circumstances"]["startup_seconds"]
-    who = ("ours", "peer")
-    rows = [(each["method"], *(over_floor(each, name, startup) for name in who)) for each in report["results"]]
+    theirs = {each["method"]: over_floor(each, "peer", startup) for each in peers["results"]}
+    found = [(each["method"], over_floor(each, "ours", startup)) for each in report["results"]]
+    rows = [(method, own, theirs.get(method)) for method, own in found]
     rows.sort(key=lambda row: row[1] or 0, reverse=True)
     names, ours, peer = zip(*rows, strict=True)
     figure, axes = pyplot.subplots(figsize=(8, 0.36 * len(rows) + 1.2), layout="constrained")
@@ -56,9 +58,11 @@ def draw(report: dict[str, Any], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", type=Path, metavar="FIGURES.json")
+    parser.add_argument("--peer", type=Path, metavar="FIGURES.json", help="where the runs of the peer are")
     parser.add_argument("out", type=Path, metavar="OUT.svg")
     options = parser.parse_args()
-    draw(json.loads(options.figures.read_text()), options.out)
+    report = json.loads(options.figures.read_text())
+    draw(report, json.loads(options.peer.read_text()) if options.peer else report, options.out)
 
 
 if __name__ == "__main__":
