@@ -32,7 +32,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     arguments = {"mergekit-yaml": [*main, "yaml"], "mergekit": main, "python": []}[program] + rest
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{folder / SITE}", "NO_COLOR": "1"}
     line = [sys.executable, *arguments]
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
 def install(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
