@@ -27,7 +27,7 @@ LAYERS = {
     "config": {"errors", "plan", "recipe"},
     "api": {*BELOW_PLAN, "plan", "engine", "merging", "config", "sizes"},
     "merge": {"errors", "plan", "config", "api"},
-    "cli": {*BELOW_PLAN, "plan", "engine", "report", "merging", "sizes"},
+    "cli": {*BELOW_PLAN, "plan", "engine", "report", "merging", "api", "sizes"},
 }
 """What each package may import of ours, beside itself and the version."""
 

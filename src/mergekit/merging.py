@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -40,7 +41,7 @@ class Silent:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeOptions:
+class JobOptions:
     """How a recipe is carried out.
 
     Parameters:
@@ -61,7 +62,7 @@ def merge_recipe(
     out: Path,
     *,
     file: str | None = None,
-    options: MergeOptions | None = None,
+    options: JobOptions | None = None,
     progress: Progress | None = None,
 ) -> Mapping[str, object]:
     """Merge what a recipe describes into a new model folder.
@@ -72,7 +73,7 @@ def merge_recipe(
         text: the recipe, YAML.
         out: the folder to be made.
         file: the recipe's name, for messages.
-        options: see :class:`MergeOptions`.
+        options: see :class:`JobOptions`.
         progress: is told what happens.
 
     Returns:
@@ -81,7 +82,7 @@ def merge_recipe(
     Raises:
         MergekitError: see the tree in :mod:`mergekit.errors`.
     """
-    options, progress = options or MergeOptions(), progress or Silent()
+    options, progress = options or JobOptions(), progress or Silent()
     began = time.perf_counter()
     refuse_occupied(out, options.overwrite)
     plan = plan_merge(text, file=file, options=options.plan)
@@ -91,20 +92,23 @@ def merge_recipe(
         return _write(plan, partial, out, options, progress, began)
 
 
+@contextmanager
+def inputs_of(plan: Plan) -> Iterator[RemoteFiles]:
+    """What a plan reads from: files on the disk, and those that are left on the hub."""
+    remote = {file: found for model in plan.models for file, found in model.checkpoint.remote.items()}
+    streams = plan.memory.workers * max((len(task.operands) for task in plan.tasks), default=1)
+    with Files() as local, RemoteFiles(local, remote, streams) as files:
+        yield files
+
+
 def _write(
-    plan: Plan, partial: Path, out: Path, options: MergeOptions, progress: Progress, began: float
+    plan: Plan, partial: Path, out: Path, options: JobOptions, progress: Progress, began: float
 ) -> Mapping[str, object]:
     from mergekit.engine import execute, open_device
 
     compute = open_device(options.device)
     planned = time.perf_counter()
-    remote = {file: found for model in plan.models for file, found in model.checkpoint.remote.items()}
-    streams = plan.memory.workers * max((len(task.operands) for task in plan.tasks), default=1)
-    with (
-        Files() as local,
-        RemoteFiles(local, remote, streams) as files,
-        ShardWriter(partial, plan.shards) as writer,
-    ):
+    with inputs_of(plan) as files, ShardWriter(partial, plan.shards) as writer:
         outcomes = list(execute(plan, files, writer, compute, progress.advance))
     seconds = {"planning": planned - began, "merging": time.perf_counter() - planned}
     report = merge_report(plan, outcomes, seconds)

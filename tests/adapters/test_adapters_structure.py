@@ -10,6 +10,7 @@ from tiny_checkpoints import (
     llama_config,
     llama_shapes,
     merge,
+    mixtral,
     octets,
     random_tensors,
     read_model,
@@ -48,14 +49,7 @@ def assert_added(found, base, products):
 @pytest.fixture
 def experts(tmp_path):
     """A model with three experts in each of two layers."""
-    config = llama_config(layers=2, model_type="mixtral", num_local_experts=3)
-    shapes = {name: shape for name, shape in llama_shapes(config).items() if ".mlp." not in name}
-    for layer in range(2):
-        stem = f"model.layers.{layer}.block_sparse_moe"
-        shapes[f"{stem}.gate.weight"] = (3, 32)
-        for expert in range(3):
-            shapes |= {f"{stem}.experts.{expert}.{w}.weight": (48, 32) for w in ("w1", "w3")}
-            shapes[f"{stem}.experts.{expert}.w2.weight"] = (32, 48)
+    config, shapes = mixtral()
     write_model(tmp_path / "base", random_tensors(shapes, 1), config)
     return tmp_path / "base"
 

@@ -324,7 +324,7 @@ CHANGED = {
 
 
 def test_every_setting_of_a_merge_has_an_option():
-    job, usual = carrying_out(MergeOptions(**CHANGED)), merging.MergeOptions()
+    job, usual = carrying_out(MergeOptions(**CHANGED)), merging.JobOptions()
     for changed, default in ((job, usual), (job.plan, usual.plan)):
         same = [each.name for each in fields(default) if getattr(changed, each.name) == getattr(default, each.name)]
         assert same == []

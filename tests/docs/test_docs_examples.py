@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mergekit.merging import MergeOptions, merge_recipe
+from mergekit.merging import JobOptions, merge_recipe
 from mergekit.methods import METHODS
 from mergekit.plan import PlanOptions
 from mergekit.report.verify import verify_folder
@@ -30,7 +30,7 @@ def test_an_example_has_the_name_of_its_method_and_says_how_to_try_it(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_examples_are_carried_out(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    options = MergeOptions(plan=PlanOptions(strict=True, workers=2), model_card=False)
+    options = JobOptions(plan=PlanOptions(strict=True, workers=2), model_card=False)
     report = merge_recipe(
         RECIPES[name].read_text(encoding="utf-8"), tmp_path / "out", file=str(RECIPES[name]), options=options
     )

@@ -14,6 +14,7 @@ from tiny_checkpoints import (
     llama_config,
     llama_shapes,
     merge,
+    mixtral,
     octets,
     random_tensors,
     read_model,
@@ -302,24 +303,27 @@ def test_numbers_that_do_not_fit_the_output_are_named(out_dtype, plain, tmp_path
 # Fused experts
 
 
-def test_fused_experts_are_the_merged_parts_end_to_end(tmp_path):
-    config = llama_config(layers=2, model_type="mixtral", num_local_experts=3)
-    shapes = {name: shape for name, shape in llama_shapes(config).items() if ".mlp." not in name}
-    for layer in range(2):
-        stem = f"model.layers.{layer}.block_sparse_moe"
-        shapes[f"{stem}.gate.weight"] = (3, 32)
-        for expert in range(3):
-            shapes |= {f"{stem}.experts.{expert}.{w}.weight": (48, 32) for w in ("w1", "w3")}
-            shapes[f"{stem}.experts.{expert}.w2.weight"] = (32, 48)
+STACK = """
+merge_method: passthrough
+slices:
+- sources: [{{model: "{a}", layer_range: [0, 2]}}]
+- sources: [{{model: "{b}", layer_range: [1, 2]}}]
+"""
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_fused_experts_are_the_merged_parts_end_to_end(stacked, tmp_path):
+    config, shapes = mixtral()
     for seed, name in enumerate("ab"):
         write_model(tmp_path / name, random_tensors(shapes, seed, torch.bfloat16), config, shards=seed + 1)
-    text = recipe("linear", [(tmp_path / "a", {"weight": 0.7}), (tmp_path / "b", {"weight": 0.3})])
+    a, b = tmp_path / "a", tmp_path / "b"
+    text = STACK.format(a=a, b=b) if stacked else recipe("linear", [(a, {"weight": 0.7}), (b, {"weight": 0.3})])
     watch = merge(text, tmp_path / "parts")
-    assert read_model(tmp_path / "parts").keys() == shapes.keys()
     fused_watch = merge(text, tmp_path / "fused", fuse_experts=True)
-    assert fused_watch.plan.leftovers == watch.plan.leftovers == ()
+    assert stacked or fused_watch.plan.leftovers == watch.plan.leftovers == ()
     parts, fused = read_model(tmp_path / "parts"), read_model(tmp_path / "fused")
-    for layer in range(2):
+    assert stacked or parts.keys() == shapes.keys()
+    for layer in range(3 if stacked else 2):
         old, new = f"model.layers.{layer}.block_sparse_moe", f"model.layers.{layer}.mlp"
         experts = [
             {w: parts.pop(f"{old}.experts.{expert}.{w}.weight") for w in ("w1", "w2", "w3")} for expert in range(3)

@@ -18,11 +18,11 @@ WIDTH = 256
 MERGE = """
 import resource, sys
 from pathlib import Path
-from mergekit.merging import MergeOptions, merge_recipe
+from mergekit.merging import JobOptions, merge_recipe
 from mergekit.plan import PlanOptions
 
 plan = PlanOptions(workers=2, max_memory=int(sys.argv[2]))
-report = merge_recipe(Path(sys.argv[1]).read_text(), Path(sys.argv[1]).with_name("out"), options=MergeOptions(plan))
+report = merge_recipe(Path(sys.argv[1]).read_text(), Path(sys.argv[1]).with_name("out"), options=JobOptions(plan))
 status = Path("/proc/self/status")
 if status.exists():  # what getrusage says here includes the process that started this one
     (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]

@@ -11,6 +11,7 @@ from hub_server import TOKEN
 from hub_users import WANTED, model_files, tensors
 from safetensors.numpy import load, load_file
 
+from mergekit import MergeOptions, iter_merged
 from mergekit.checkpoint.hub import local_folder, streaming
 from mergekit.errors import MissingModelError
 from mergekit.recipe import Address
@@ -109,6 +110,16 @@ def test_a_method_of_several_passes_streams_to_the_same_bytes(hub, user, merged)
     assert "`ties` reads large tensors more than once" in done_streaming.stderr
     local, streamed = (user.home / out / "model.safetensors" for out in ("local", "streamed"))
     assert local.read_bytes() == streamed.read_bytes()
+
+
+def test_merged_tensors_are_streamed_one_by_one(hub, user, merged):
+    with user.at_home():
+        options = MergeOptions(stream=True, transformers_cache=user.home / "elsewhere")
+        found = dict(iter_merged(LINEAR, options=options))
+    expected = load_file(merged / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all((found[name] == expected[name]).all() for name in expected)
+    assert not list((user.home / "elsewhere").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("room", [30_000, 1 << 20])

@@ -48,10 +48,7 @@ def test_tiles_of_many_rows(count, based):
     base, rows = operands(count, 1, 3 * SCRATCH // count + 1, "BF16", count)
     sums = np.full((2, count, count), np.nan)
     grain = 2 * SCRATCH // count
-    if based:
-        fused.gram_deltas(base, rows, grain, sums)
-    else:
-        fused.gram(rows, grain, sums)
+    fused.gram(origin_of(base, based), rows, grain, sums)
     wide = decode(rows).astype(np.float64) - decode(base) * based
     for found, part in zip(sums, (wide[:, :grain], wide[:, grain:]), strict=True):
         exact = part @ part.T

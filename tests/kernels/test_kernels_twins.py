@@ -53,12 +53,12 @@ def test_dot_products(library, shape, count):
     seed, size, steps = shape
     rows = stack(seed, count, size, steps)
     sums = [np.empty((grains(size), count + 1, count + 1)) for _ in range(2)]
-    fused.gram(rows, GRAIN, sums[0])
-    arrays.gram(wrapped(library, rows), GRAIN, sums[1])
+    fused.gram(rows[0, :0], rows, GRAIN, sums[0])
+    arrays.gram(wrapped(library, rows)[0, :0], wrapped(library, rows), GRAIN, sums[1])
     np.testing.assert_allclose(sums[1], sums[0], rtol=1e-11, atol=1e-14)
     sums = [np.empty((grains(size), count, count)) for _ in range(2)]
-    fused.gram_deltas(rows[0], rows[1:], GRAIN, sums[0])
-    arrays.gram_deltas(wrapped(library, rows)[0], wrapped(library, rows)[1:], GRAIN, sums[1])
+    fused.gram(rows[0], rows[1:], GRAIN, sums[0])
+    arrays.gram(wrapped(library, rows)[0], wrapped(library, rows)[1:], GRAIN, sums[1])
     np.testing.assert_allclose(sums[1], sums[0], rtol=1e-11, atol=1e-14)
 
 

@@ -16,7 +16,7 @@ from tiny_checkpoints import INDEX, llama_config, merge, octets, read_model, rec
 
 from mergekit.checkpoint.output import output_folder
 from mergekit.errors import CheckpointError, HeaderError, MergekitError, OutputError, RecipeError
-from mergekit.merging import MergeOptions, merge_recipe
+from mergekit.merging import JobOptions, merge_recipe
 from mergekit.plan import PlanOptions
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -156,7 +156,7 @@ def test_more_shards_than_files_may_be_open(models, out):
     program = (
         "import resource, sys; from pathlib import Path; from mergekit.merging import *; from mergekit.plan import *\n"
         "soft, hard = (int(part) for part in sys.argv[3:]); resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
-        "merge_recipe(sys.argv[1], Path(sys.argv[2]), options=MergeOptions(plan=PlanOptions(shard_bytes=1)))"
+        "merge_recipe(sys.argv[1], Path(sys.argv[2]), options=JobOptions(plan=PlanOptions(shard_bytes=1)))"
     )
     text = recipe("linear", [models / "a", models / "b"])
     run = [sys.executable, "-c", program, text]
@@ -452,7 +452,7 @@ def test_the_recipe_is_kept_verbatim(models, average, out):
 
 
 def test_the_card_can_be_left_out_and_the_recipe_stays(average, out):
-    merge_recipe(average, out, options=MergeOptions(PlanOptions(), model_card=False))
+    merge_recipe(average, out, options=JobOptions(PlanOptions(), model_card=False))
     assert "README.md" not in names(out)
     assert "mergekit_config.yml" in names(out)
 

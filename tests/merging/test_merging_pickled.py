@@ -21,7 +21,7 @@ from tiny_checkpoints import (
 )
 
 from mergekit.errors import CheckpointError, RecipeError
-from mergekit.merging import MergeOptions, merge_recipe
+from mergekit.merging import JobOptions, merge_recipe
 from mergekit.report.verify import verify_folder
 
 SINGLE = "pytorch_model.bin"
@@ -197,5 +197,5 @@ def test_a_pickle_that_shrinks_after_planning(tensors, tmp_path):
             os.truncate(file, 4000)
 
     with pytest.raises(CheckpointError, match="the file ends at byte"):
-        merge_recipe(text, tmp_path / "out", file="merge.yml", options=MergeOptions(), progress=Shrinking())
+        merge_recipe(text, tmp_path / "out", file="merge.yml", options=JobOptions(), progress=Shrinking())
     assert not (tmp_path / "out").exists()

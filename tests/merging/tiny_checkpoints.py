@@ -7,7 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from mergekit.merging import MergeOptions, merge_recipe
+from mergekit.merging import JobOptions, merge_recipe
 from mergekit.plan import PlanOptions
 
 INDEX = "model.safetensors.index.json"
@@ -49,6 +49,19 @@ def llama_shapes(config):
         shapes |= {f"model.layers.{number}.{suffix}": shape for suffix, shape in layer.items()}
     shapes["model.norm.weight"] = (width,)
     return shapes if config["tie_word_embeddings"] else {**shapes, "lm_head.weight": (rows, width)}
+
+
+def mixtral():
+    """The config and the shapes of a model with three experts, stored one by one, in each of two layers."""
+    config = llama_config(layers=2, model_type="mixtral", num_local_experts=3)
+    shapes = {name: shape for name, shape in llama_shapes(config).items() if ".mlp." not in name}
+    for layer in range(2):
+        stem = f"model.layers.{layer}.block_sparse_moe"
+        shapes[f"{stem}.gate.weight"] = (3, 32)
+        for expert in range(3):
+            shapes |= {f"{stem}.experts.{expert}.{w}.weight": (48, 32) for w in ("w1", "w3")}
+            shapes[f"{stem}.experts.{expert}.w2.weight"] = (32, 48)
+    return config, shapes
 
 
 def random_tensors(shapes, seed, dtype=torch.float32, scale=0.05):
@@ -187,6 +200,6 @@ class Watch:
 def merge(text, out, *, device=None, overwrite=False, **options):
     """Carry out a recipe, and return what was told; options are those of planning."""
     watch = Watch()
-    settings = MergeOptions(PlanOptions(**options), device=device, overwrite=overwrite)
+    settings = JobOptions(PlanOptions(**options), device=device, overwrite=overwrite)
     watch.report = merge_recipe(text, out, file="merge.yml", options=settings, progress=watch)
     return watch

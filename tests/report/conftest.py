@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from mergekit.merging import MergeOptions, merge_recipe
+from mergekit.merging import JobOptions, merge_recipe
 from mergekit.plan import PlanOptions
 
 HIDDEN, VOCABULARY, INNER = 64, 128, 96
@@ -104,7 +104,7 @@ def merge(tmp_path: Path) -> Merge:
 
     def run(recipe: dict[str, object] | str, name: str = "out", **options: object) -> Path:
         text = recipe if isinstance(recipe, str) else yaml.safe_dump(recipe, sort_keys=False)
-        merge_recipe(text, tmp_path / name, options=MergeOptions(plan=PlanOptions(workers=2, **options)))  # type: ignore[arg-type]
+        merge_recipe(text, tmp_path / name, options=JobOptions(plan=PlanOptions(workers=2, **options)))  # type: ignore[arg-type]
         return tmp_path / name
 
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, final
 
@@ -84,7 +85,7 @@ class MergeOptions:
     num_threads: int | None = None
     max_memory: int | str | None = None
     safe_serialization: bool = True
-    transformers_cache: str | None = None
+    transformers_cache: str | PathLike[str] | None = None
     stream: bool = False
     lora_merge_dtype: str | None = None
     multi_gpu: bool = False
@@ -113,8 +114,8 @@ class MergeOptions:
                 warn(f"`{option.name}` has no effect: {_WITHOUT_EFFECT[option.name]}")
 
 
-def planning(options: MergeOptions) -> PlanOptions:
-    """What concerns the plan."""
+def planning(options: MergeOptions, bars: bool = False) -> PlanOptions:
+    """What concerns the plan; with `bars` downloads are shown as they go."""
     from mergekit.checkpoint.hub import Hub
     from mergekit.plan import PlanOptions
 
@@ -128,7 +129,7 @@ def planning(options: MergeOptions) -> PlanOptions:
         seed=options.random_seed or 0,
         workers=options.num_threads,
         max_memory=cast("int | None", options.max_memory),
-        hub=Hub(Path(options.transformers_cache) if options.transformers_cache else None, options.stream),
+        hub=Hub(Path(options.transformers_cache) if options.transformers_cache else None, options.stream, bars),
     )
 
 
@@ -137,12 +138,12 @@ def device(options: MergeOptions) -> str | None:
     return options.device or ("cuda" if options.cuda or options.gpu_rich else None)
 
 
-def carrying_out(options: MergeOptions) -> merging.MergeOptions:
-    """What concerns the whole job."""
+def carrying_out(options: MergeOptions, bars: bool = False) -> merging.JobOptions:
+    """What concerns the whole job; with `bars` downloads are shown as they go."""
     from mergekit import merging
 
-    return merging.MergeOptions(
-        plan=planning(options),
+    return merging.JobOptions(
+        plan=planning(options, bars),
         device=device(options),
         overwrite=options.overwrite,
         model_card=options.write_model_card,

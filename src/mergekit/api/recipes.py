@@ -13,11 +13,11 @@ from mergekit.api.arrays import library_named
 from mergekit.api.memory import merger
 from mergekit.api.notices import warn
 from mergekit.api.options import MergeOptions, carrying_out, device, planning
-from mergekit.checkpoint import Files
 from mergekit.config import UNNAMED, MergeConfiguration, rendered
-from mergekit.errors import Place, Problem, RecipeError
-from mergekit.merging import Progress, Silent
+from mergekit.errors import Problem, RecipeError
+from mergekit.merging import Progress, Silent, inputs_of
 from mergekit.plan import Plan
+from mergekit.recipe import decoded
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | MergeConfiguration
 """The path of a recipe, its YAML text, what a YAML library made of that, or a recipe that has been read."""
@@ -62,7 +62,7 @@ def merge_models(
 
 
 def carry_out(
-    recipe: RecipeLike, out: Path, options: merging.MergeOptions, progress: Progress | None = None
+    recipe: RecipeLike, out: Path, options: merging.JobOptions, progress: Progress | None = None
 ) -> Mapping[str, Any]:
     """Merge into a folder, with Python warnings about the recipe."""
     text, file = _read(recipe)
@@ -119,7 +119,7 @@ def iter_merged(
     _Warner(Silent()).planned(planned)
 
     def merged() -> Iterator[tuple[str, Any]]:
-        with Files() as files, merger(planned.memory, files, compute) as merge:
+        with inputs_of(planned) as files, merger(planned.memory, files, compute) as merge:
             for task in planned.tasks:
                 yield task.out.name, own.array(merge(task), task.out.dtype, task.out.shape)
 
@@ -163,10 +163,6 @@ def _is_yaml(text: str) -> bool:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text("utf-8")
+        return decoded(file.read_bytes(), str(file))
     except OSError as error:
         raise RecipeError([Problem(f"the recipe cannot be read: {error.strerror}", str(file))]) from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        what = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
-        raise RecipeError([Problem(what, Place("", str(file), line), "a recipe in UTF-8")]) from error

@@ -70,7 +70,7 @@ def convert(
     also with an adapter: BASE+ADAPTER. OUT_PATH appears complete, or not at all.
     """
     from mergekit.checkpoint.hub import Hub
-    from mergekit.merging import MergeOptions
+    from mergekit.merging import JobOptions
     from mergekit.plan import PlanOptions
 
     output = Output(as_json, quiet, verbose > 0)
@@ -78,7 +78,7 @@ def convert(
         heed_stop()
         hub = Hub(cache, stream, output.drawing)
         plan = PlanOptions(shard_bytes=out_shard_size, workers=num_threads, max_memory=max_memory, hub=hub)
-        options = MergeOptions(plan=plan, overwrite=overwrite, model_card=False)
+        options = JobOptions(plan=plan, overwrite=overwrite, model_card=False)
         carry_out(recipe_text(model, dtype, hub), "<convert>", out_path, options, output)
 
 

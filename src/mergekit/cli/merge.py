@@ -12,10 +12,9 @@ from mergekit import __version__
 from mergekit.cli.options import GENERAL, NO_EFFECT, Command, ignored, ignored_flags, note_ignored, option
 from mergekit.cli.output import Output
 from mergekit.cli.sizes import read_positive_size, read_size
-from mergekit.errors import Place, Problem, RecipeError
 
 if TYPE_CHECKING:
-    from mergekit.merging import MergeOptions
+    from mergekit.merging import JobOptions
 
 DANGEROUS = "Dangerous options"
 OTHER = "Miscellaneous options"
@@ -87,7 +86,6 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
 @option(
     DANGEROUS,
     "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
-    "crop_vocabulary",
     help="Cut vocabularies of unequal size to the rows that all models have, whatever tokens they stand for.",
 )
 @option(
@@ -163,9 +161,12 @@ def merge(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: 
 
 
 def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -> None:
+    from mergekit.api.options import MergeOptions, carrying_out
+
     heed_stop()
     name = "<stdin>" if config_file == "-" else config_file
-    carry_out(_text(config_file, name), name, out, _options(bars=output.drawing, **flags), output)
+    options = MergeOptions(transformers_cache=flags.pop("cache"), **flags)
+    carry_out(_text(config_file, name), name, out, carrying_out(options, output.drawing), output)
 
 
 def heed_stop() -> None:
@@ -173,7 +174,7 @@ def heed_stop() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def carry_out(text: str, name: str, out: Path, options: MergeOptions, output: Output) -> None:
+def carry_out(text: str, name: str, out: Path, options: JobOptions, output: Output) -> None:
     """Carry out a recipe and say what came of it.
 
     Parameters:
@@ -194,47 +195,7 @@ def carry_out(text: str, name: str, out: Path, options: MergeOptions, output: Ou
 
 
 def _text(config_file: str, name: str) -> str:
+    from mergekit.recipe import decoded
+
     with click.open_file(config_file, "rb") as stream:
-        content: bytes = stream.read()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        what = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        raise RecipeError([Problem(what, Place("", name, line), "a recipe in UTF-8")]) from error
-
-
-def _options(
-    *,
-    device: str | None,
-    cuda: bool,
-    gpu_rich: bool,
-    overwrite: bool,
-    write_model_card: bool,
-    out_shard_size: int,
-    num_threads: int | None,
-    random_seed: int,
-    experts: str,
-    cache: Path | None,
-    stream: bool,
-    bars: bool,
-    **same: Any,
-) -> MergeOptions:
-    """The options of a merge; those in `same` are called alike in :class:`PlanOptions`."""
-    from mergekit.checkpoint.hub import Hub
-    from mergekit.merging import MergeOptions
-    from mergekit.plan import PlanOptions
-
-    return MergeOptions(
-        plan=PlanOptions(
-            shard_bytes=out_shard_size,
-            workers=num_threads,
-            seed=random_seed,
-            fuse_experts=experts == "fused",
-            hub=Hub(cache, stream, bars),
-            **same,
-        ),
-        device=device or ("cuda" if cuda or gpu_rich else None),
-        overwrite=overwrite,
-        model_card=write_model_card,
-    )
+        return decoded(stream.read(), name)

@@ -40,19 +40,15 @@ def grain_slices(entries: int, grain: int) -> list[slice]:
     return [slice(start, min(start + grain, entries)) for start in range(0, entries, grain)]
 
 
-def gram(rows: Array, grain: int, sums: Host) -> None:
-    """Dot products of all pairs of rows, per grain; see :func:`mergekit.kernels.sums.gram`."""
+def gram(base: Array, rows: Array, grain: int, sums: Host) -> None:
+    """Dot products of all pairs of rows, or of their deltas, per grain; see :func:`mergekit.kernels.sums.gram`."""
     xp = _namespace(rows)
+    rows = rows - base if base.shape[0] else rows
     # Each grain in memory of its own: products may depend on how far apart the rows lie.
     wide = [xp.astype(rows[:, part], xp.float64) for part in grain_slices(rows.shape[1], grain)]
     parts = [each @ each.T for each in wide]
     if parts:
         sums[:] = host(xp.stack(parts))
-
-
-def gram_deltas(base: Array, rows: Array, grain: int, sums: Host) -> None:
-    """Dot products of all pairs of deltas, per grain; see :func:`mergekit.kernels.sums.gram_deltas`."""
-    gram(rows - base, grain, sums)
 
 
 def column_gram(base: Array, rows: Array, grain: int, sums: Host) -> None:

@@ -107,22 +107,23 @@ def add_agreeing(total: Raw, divisor: Raw, votes: Raw, elected: Raw, weight: Any
 
 
 @inner
-def finish(out: Raw, origin: Raw, total: Raw, divisor: Raw, scale: Any, normalize: Any) -> None:
+def finish(out: Raw, base: Raw, total: Raw, divisor: Raw, scale: Any, normalize: Any) -> None:
     """The base plus the scaled sum, divided on request where there is something to divide by."""
     for j in range(out.size):
         share = divisor[j] if normalize and divisor[j] != 0 else f32(1)
-        out[j] = store(origin[j] + scale * (total[j] / share), out[j])
+        out[j] = store(load(base[j]) + scale * (total[j] / share), out[j])
 
 
 @inner
-def finish_plain(out: Raw, origin: Raw, total: Raw, scale: Any) -> None:
+def finish_plain(out: Raw, base: Raw, total: Raw, scale: Any) -> None:
     """The base plus the scaled sum."""
     for j in range(out.size):
-        out[j] = store(origin[j] + scale * total[j], out[j])
+        out[j] = store(load(base[j]) + scale * total[j], out[j])
 
 
 def delta_sum(
     base: Raw,
+    reference: Raw,
     rows: Raw,
     weights: Raw,
     factors: Raw,
@@ -138,13 +139,14 @@ def delta_sum(
 ) -> None:
     """Thin deltas out, elect a sign per entry if asked to, add up.
 
-    With the votes ``D_i = factors[i] · (rows[i] − base)`` where the entry is kept, else 0:
+    With the votes ``D_i = factors[i] · (rows[i] − reference)`` where the entry is kept, else 0:
     ``out = base + scale · Σ_i D_i``.
     With `elect` the sum is over the votes that have the sign of ``Σ_i D_i`` (0 counts as +) and are not 0; with
     `normalize` as well it is divided by the weights of these models, where there are any and they do not cancel.
 
     Parameters:
         base, out: raw entries, shape (n,).
+        reference: raw entries, shape (n,): the base; or (0,) for zeros, if the rows are deltas.
         rows: raw entries, shape (k, n).
         weights, factors: float32, shape (k,).
         cuts: uint32, shape (2, k): bits of magnitudes; kept is what passes the first and not the second.
@@ -162,7 +164,10 @@ def delta_sum(
         stop = min(start + TILE, out.size)
         size = stop - start
         origin, elected, total, divisor = origins[:size], sums[:size], totals[:size], divisors[:size]
-        widen_into(origin, base[start:stop])
+        if reference.size == 0:
+            fill(origin, f32(0))
+        else:
+            widen_into(origin, reference[start:stop])
         fill(elected, f32(0))
         for i in range(rows.shape[0]):
             votes = ballots[i * TILE : i * TILE + size] if i < ROOM else spare[:size]
@@ -178,46 +183,9 @@ def delta_sum(
                     row, chance = rows[i, start:stop], chances[i]
                     _votes_of(votes, noises[:size], row, origin, factors[i], cuts, edges, chance, first, keys, i, start)
                 add_agreeing(total, divisor, votes, elected, weights[i])
-            finish(out[start:stop], origin, total, divisor, f32(scale), normalize != 0)
+            finish(out[start:stop], base[start:stop], total, divisor, f32(scale), normalize != 0)
         else:
-            finish_plain(out[start:stop], origin, elected, f32(scale))
-
-
-def vote_sum(
-    base: Raw, votes: Raw, weights: Raw, factors: Raw, elect: bool, normalize: bool, scale: float, out: Raw
-) -> None:
-    """The sum of :func:`delta_sum` over votes that are there already.
-
-    Parameters:
-        base, out: raw entries, shape (n,).
-        votes: float32, shape (k, n): what is kept of the deltas; multiplied by the factors, in place.
-        weights, factors: float32, shape (k,).
-    """
-    origins, sums = stack_array(1024, weights), stack_array(1024, weights)
-    totals, divisors = stack_array(1024, weights), stack_array(1024, weights)
-    for start in range(0, out.size, TILE):
-        stop = min(start + TILE, out.size)
-        size = stop - start
-        origin, elected, total, divisor = origins[:size], sums[:size], totals[:size], divisors[:size]
-        widen_into(origin, base[start:stop])
-        fill(elected, f32(0))
-        for i in range(votes.shape[0]):
-            _scale(votes[i, start:stop], factors[i])
-            add(elected, votes[i, start:stop])
-        if elect:
-            fill(total, f32(0))
-            fill(divisor, f32(0))
-            for i in range(votes.shape[0]):
-                add_agreeing(total, divisor, votes[i, start:stop], elected, weights[i])
-            finish(out[start:stop], origin, total, divisor, f32(scale), normalize != 0)
-        else:
-            finish_plain(out[start:stop], origin, elected, f32(scale))
-
-
-@inner
-def _scale(row: Raw, factor: Any) -> None:
-    for j in range(row.size):
-        row[j] *= factor
+            finish_plain(out[start:stop], base[start:stop], elected, f32(scale))
 
 
 def thin(row: Raw, base: Raw, cuts: Raw, edges: Raw, chance: int, first: int, keys: Raw, out: Raw) -> None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from mergekit.kernels.compiling import inner, inner_sum
-from mergekit.kernels.numbers import as_bits, as_float, f32, load, stack_array, store
+from mergekit.kernels.numbers import as_bits, as_double, as_float, as_long, f32, load, stack_array, store
 
 Raw = NDArray[Any]
 
@@ -27,36 +25,6 @@ _TO_INTEGER = 1.5 * 2.0**52  # added to a number, it leaves the nearest integer 
 _EXPONENT = 52
 _HALF = 1 << 51
 _EXPONENTS = -1 << 52
-
-
-def _as_double(_context: Any, bits: Any) -> Any:
-    """The float64 with these bits."""
-    del bits
-
-    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        from llvmlite import ir
-
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), emit
-
-
-_double: Any = intrinsic(_as_double)
-
-
-def _as_long(_context: Any, number: Any) -> Any:
-    """The bits of this float64."""
-    del number
-
-    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        from llvmlite import ir
-
-        return builder.bitcast(arguments[0], ir.IntType(64))
-
-    return types.int64(types.float64), emit
-
-
-_long: Any = intrinsic(_as_long)
 
 
 @inner
@@ -76,14 +44,14 @@ def _exp(x: Any) -> Any:
     tail = tail * r + 0.04166666666662411
     tail = tail * r + 0.16666666666666669
     tail = tail * r + 0.5000000000000001
-    return ((tail * r) * r + r + 1.0) * _double((_long(shifted) + 1023) << _EXPONENT)
+    return ((tail * r) * r + r + 1.0) * as_double((as_long(shifted) + 1023) << _EXPONENT)
 
 
 @inner
 def _surplus(p: Any, q: Any) -> Any:
     """``p · ln(p/q) − p + q``, which is never negative, to full precision also where p and q are nearly equal."""
-    scale = (_long(p) - _long(q) + _HALF) & _EXPONENTS  # power of two between q and p, in the exponent's bits
-    near = _double(_long(q) + scale)  # p/near lies between 2/3 and 3/2
+    scale = (as_long(p) - as_long(q) + _HALF) & _EXPONENTS  # power of two between q and p, in the exponent's bits
+    near = as_double(as_long(q) + scale)  # p/near lies between 2/3 and 3/2
     total = p + near
     s = (p - near) / total  # ln(p/near) = 2 artanh s
     w = s * s

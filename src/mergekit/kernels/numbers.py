@@ -16,34 +16,31 @@ MAGNITUDE = np.uint32(0x7FFFFFFF)
 """All bits of a float32 but the sign: as an integer, it orders like the absolute value."""
 
 
-def _as_float(_context: Any, bits: Any) -> Any:
-    """The float32 with these bits."""
-    del bits
+def _same_bits(source: Any, target: Any) -> Any:
+    """A function that sees the bits of a number of one type as one of another type of the same size."""
 
-    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        from llvmlite import ir
+    def typed(_context: Any, number: Any) -> Any:
+        del number
 
-        return builder.bitcast(arguments[0], ir.FloatType())
+        def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], context.get_value_type(target))
 
-    return types.float32(types.uint32), emit
+        return target(source), emit
 
-
-as_float: Any = intrinsic(_as_float)
-
-
-def _as_bits(_context: Any, number: Any) -> Any:
-    """The bits of this float32."""
-    del number
-
-    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        from llvmlite import ir
-
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), emit
+    return intrinsic(typed)
 
 
-as_bits: Any = intrinsic(_as_bits)
+as_float: Any = _same_bits(types.uint32, types.float32)
+"""The float32 with these bits."""
+
+as_bits: Any = _same_bits(types.float32, types.uint32)
+"""The bits of this float32."""
+
+as_double: Any = _same_bits(types.int64, types.float64)
+"""The float64 with these bits."""
+
+as_long: Any = _same_bits(types.float64, types.int64)
+"""The bits of this float64."""
 
 
 def _stack_array(_context: Any, size: Any, like: Any) -> Any:

@@ -71,10 +71,11 @@ def _mirror(sums: Raw) -> None:
             sums[other, i] = sums[i, other]
 
 
-def gram(rows: Raw, grain: int, sums: Raw) -> None:
-    """Dot products of all pairs of rows, per grain.
+def gram(base: Raw, rows: Raw, grain: int, sums: Raw) -> None:
+    """Dot products of all pairs of rows, or of their deltas, per grain.
 
     Parameters:
+        base: raw entries, shape (n,), or (0,) for zeros.
         rows: raw entries, shape (k, n), k ≤ `SCRATCH`.
         grain: entries.
         sums: float64, shape (grains, k, k), written.
@@ -85,33 +86,14 @@ def gram(rows: Raw, grain: int, sums: Raw) -> None:
         sums[index] = 0
         last = min((index + 1) * grain, rows.shape[1])
         for start in range(index * grain, last, room):
-            size = min(room, last - start)
+            stop = min(start + room, last)
             for i in range(rows.shape[0]):
-                _widen(scratch[i * room : i * room + size], rows[i, start : start + size])
-                _add_dots(sums[index], scratch, i, room, size)
-        _mirror(sums[index])
-
-
-def gram_deltas(base: Raw, rows: Raw, grain: int, sums: Raw) -> None:
-    """Dot products of all pairs of deltas ``rows[i] − base``, per grain.
-
-    Parameters:
-        base: raw entries, shape (n,).
-        rows: raw entries, shape (k, n), k ≤ `SCRATCH`.
-        grain: entries.
-        sums: float64, shape (grains, k, k), written.
-    """
-    scratch = stack_array(1024, sums)
-    room = SCRATCH // max(1, rows.shape[0])
-    for index in range(sums.shape[0]):
-        sums[index] = 0
-        last = min((index + 1) * grain, rows.shape[1])
-        for start in range(index * grain, last, room):
-            size = min(room, last - start)
-            origin = base[start : start + size]
-            for i in range(rows.shape[0]):
-                _widen_delta(scratch[i * room : i * room + size], rows[i, start : start + size], origin)
-                _add_dots(sums[index], scratch, i, room, size)
+                wide = scratch[i * room : i * room + stop - start]
+                if base.size == 0:
+                    _widen(wide, rows[i, start:stop])
+                else:
+                    _widen_delta(wide, rows[i, start:stop], base[start:stop])
+                _add_dots(sums[index], scratch, i, room, stop - start)
         _mirror(sums[index])
 
 

@@ -71,8 +71,7 @@ class _ColumnSums(Search):
     def visit(self, block: Block, scratch: list[_Node]) -> None:
         count = block.models.shape[0]
         sums = np.empty((block.grains, count * (count + 1) // 2, self.width))
-        base = block.base if block.based else block.rows[0, :0]
-        block.reducers.column_gram(base, block.models, self.target.grain, sums)
+        block.reducers.column_gram(block.origin, block.models, self.target.grain, sums)
         first = block.start // self.target.grain
         for index, part in enumerate(sums):
             _push(scratch, _Node(0, first + index, part.copy()))  # a view would keep all of them in memory

@@ -106,6 +106,11 @@ class Block:
         return self.rows[0]
 
     @property
+    def origin(self) -> Array:
+        """What kernels subtract from the models: the base, or nothing, of shape (0,)."""
+        return self.rows[0] if self.based else self.rows[0, :0]
+
+    @property
     def models(self) -> Array:
         """Entries of the models without the base, shape (k, n)."""
         return self.rows[1:] if self.based else self.rows

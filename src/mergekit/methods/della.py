@@ -105,13 +105,10 @@ class DellaFrame(DeltaSum, ABC):
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
         """Votes model by model, then their sum in one pass."""
-        from mergekit.kernels.fused import vote_sum
-
         votes = np.empty(block.models.shape, np.float32)
         for model, own in enumerate(votes):
             self.fill_votes(block, stats, model, own)
-        weights, factors = (np.array(values, np.float32) for values in (self.weight, self.factors(stats)))
-        vote_sum(block.base, votes, weights, factors, self.elects, self.normalize, self.scale, out)
+        self.add_up(block, stats, votes, votes[0, :0], out)
 
 
 @final

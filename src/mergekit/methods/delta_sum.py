@@ -154,6 +154,10 @@ class DeltaSum(Method, ABC):
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
         """All steps in one pass over entries in registers and first-level cache."""
+        self.add_up(block, stats, block.models, block.base, out)
+
+    def add_up(self, block: Block, stats: Stats, rows: Raw, reference: Raw, out: Raw) -> None:
+        """What is kept of the rows less a reference, elected and added up; without a reference the rows are deltas."""
         from mergekit.kernels.fused import delta_sum
 
         models = range(len(self.weight))
@@ -162,4 +166,4 @@ class DeltaSum(Method, ABC):
         keys = np.stack([block.keys(model) for model in models])
         cut = self.cut(block, stats)
         settings = (cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize, self.scale)
-        delta_sum(block.base, block.models, weights, factors, *settings, out)
+        delta_sum(block.base, reference, rows, weights, factors, *settings, out)

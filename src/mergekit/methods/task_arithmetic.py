@@ -7,8 +7,7 @@ from typing import ClassVar, final
 
 from mergekit.methods.combination import Combination
 from mergekit.methods.contract import Needs, PerModel, Stats, parameter
-
-_NO_DIVISOR = 1e-8  # sum of weights that counts as 0
+from mergekit.methods.delta_sum import NO_DIVISOR
 
 
 @final
@@ -45,5 +44,5 @@ class TaskArithmetic(Combination):
         """Of each task vector."""
         del stats
         total = sum(self.weight)
-        divisor = total if self.normalize and abs(total) >= _NO_DIVISOR else 1.0
+        divisor = total if self.normalize and abs(total) >= NO_DIVISOR else 1.0
         return tuple(self.lambda_ * weight / divisor for weight in self.weight)

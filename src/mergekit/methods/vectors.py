@@ -48,10 +48,7 @@ def _vectors_gram(block: Block, length: int) -> Numbers:
     """Dot products of vectors that follow each other, shape (vectors, k, k)."""
     count = block.models.shape[0]
     sums = np.empty((-(-block.models.shape[1] // length), count, count))
-    if block.based:
-        block.reducers.gram_deltas(block.base, block.models, length, sums)
-    else:
-        block.reducers.gram(block.models, length, sums)
+    block.reducers.gram(block.origin, block.models, length, sums)
     return sums
 
 
@@ -140,5 +137,4 @@ class VectorCombination(Combination):
             super().fuse(block, stats, out)
             return
         combine = fused.combine_rows if self.along == "last" else fused.combine_columns
-        base = block.base if block.based else block.rows[0, :0]
-        combine(base, block.models, self._table(block, stats), out)
+        combine(block.origin, block.models, self._table(block, stats), out)

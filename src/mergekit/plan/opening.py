@@ -122,8 +122,6 @@ def _where(recipe: Recipe, ref: ModelRef) -> str:
     """Path of the first mention of a model in the recipe."""
     if ref == recipe.base_model:
         return "base_model"
-    slices = recipe.every_slice()
-    sources = [*recipe.every_entry(), *(source for piece in slices for source in piece.sources)]
-    found = [f"{source.path}.model" for source in sources if source.model == ref]
-    found += [f"{piece.path}.base_model" for piece in slices if piece.base_model == ref]
+    found = [f"{source.path}.model" for source in recipe.every_source() if source.model == ref]
+    found += [f"{piece.path}.base_model" for piece in recipe.every_slice() if piece.base_model == ref]
     return found[0] if found else "base_model"

@@ -23,7 +23,7 @@ def refuse_packed(modules: Sequence[ModuleSegments], models: Sequence[Model]) ->
             continue
         model = models[module.segments[0].inputs[0].model]
         own = model.layout.module(module.module.name)
-        shapes = {model.names[key]: view.spec.shape for key, view in model.views.items() if key in model.names}
+        shapes = {model.names[key]: view.spec.shape for key, view in model.views.items() if key[1] is None}
         packed = packed_by_layer(shapes, model.layout, own) if own else []
         if packed:
             more = f" and {len(packed) - _SHOWN} more" if len(packed) > _SHOWN else ""

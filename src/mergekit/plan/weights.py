@@ -51,10 +51,8 @@ def weights_of(checkpoint: Checkpoint, packed: bool) -> Weights:
 
 def only_copies(recipe: Recipe) -> bool:
     """Whether a recipe takes tensors as they are: no method that computes, no factor, no other dtype."""
-    pieces = recipe.every_slice()
-    sources = [*recipe.every_entry(), *(source for piece in pieces for source in piece.sources)]
     parameters = [recipe.parameters]
-    for parts in (recipe.modules, pieces, sources):
+    for parts in (recipe.modules, recipe.every_slice(), recipe.every_source()):
         parameters += [part.parameters for part in parts]
     adapted = any(ref.adapter for ref in recipe.references())
     scaled = any("scale" in each.settings for each in parameters)

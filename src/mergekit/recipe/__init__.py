@@ -15,7 +15,7 @@ from mergekit.recipe.model import (
     TokenSource,
     ZeroRow,
 )
-from mergekit.recipe.reader import read_recipe
+from mergekit.recipe.reader import decoded, read_recipe
 from mergekit.recipe.references import Address, ModelRef
 from mergekit.recipe.schema import recipe_schema
 from mergekit.recipe.settings import (
@@ -58,6 +58,7 @@ __all__ = [
     "Vocabulary",
     "ZeroRow",
     "coerce",
+    "decoded",
     "evaluate",
     "filters",
     "leaves",

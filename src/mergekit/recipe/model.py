@@ -186,6 +186,10 @@ class Recipe:
         """Return the slices of the recipe and of its modules, in order."""
         return (*self.slices, *(piece for module in self.modules for piece in module.slices))
 
+    def every_source(self) -> tuple[Source, ...]:
+        """Return whatever stands for a model in the recipe: the whole models, then the sources of slices."""
+        return (*self.every_entry(), *(source for piece in self.every_slice() for source in piece.sources))
+
     def references(self) -> tuple[ModelRef, ...]:
         """Return every model that takes part, the base model first, then in order of appearance, once each.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mergekit.errors import Findings, Place, Problem
+from mergekit.errors import Findings, Place, Problem, RecipeError
 from mergekit.recipe.forms import Reading, Vocabulary
 from mergekit.recipe.language import RECIPE, foreign
 from mergekit.recipe.model import Recipe
@@ -60,3 +60,21 @@ def _read(text: str, file: str | None, vocabulary: Vocabulary, findings: Finding
 
 def _line(problem: Problem) -> int:
     return (isinstance(problem.place, Place) and problem.place.line) or 0
+
+
+def decoded(content: bytes, file: str) -> str:
+    """The text of a recipe's file.
+
+    Parameters:
+        content: its bytes.
+        file: its name, for messages.
+
+    Raises:
+        RecipeError: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise RecipeError([Problem(what, Place("", file, line), "a recipe in UTF-8")]) from error

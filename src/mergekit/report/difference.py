@@ -340,8 +340,8 @@ def _fast(rows: Raw) -> tuple[Raw, Raw]:
 
     grains = -(-rows.shape[1] // GRAIN)
     dots, deltas, counts = np.empty((grains, 2, 2)), np.empty((grains, 1, 1)), np.empty((1, 2))
-    fused.gram(rows, GRAIN, dots)
-    fused.gram_deltas(rows[0], rows[1:], GRAIN, deltas)
+    fused.gram(rows[0, :0], rows, GRAIN, dots)
+    fused.gram(rows[0], rows[1:], GRAIN, deltas)
     fused.overlaps(rows[0], rows[1:], 0.0, counts)
     sums = np.stack([dots[:, 0, 0], dots[:, 1, 1], deltas[:, 0, 0], dots[:, 0, 1]], axis=1)
     return np.array([counts[0, 0], 0]), sums

@@ -164,10 +164,8 @@ class Gram(Reduction):
     def _sums(self, block: Block) -> Numbers:
         rows = block.rows if self.of == "rows" else block.models
         sums = np.empty((block.grains, rows.shape[0], rows.shape[0]))
-        if self.of == "rows":
-            block.reducers.gram(rows, block.target.grain, sums)
-        else:
-            block.reducers.gram_deltas(block.base, rows, block.target.grain, sums)
+        origin = block.rows[0, :0] if self.of == "rows" else block.base
+        block.reducers.gram(origin, rows, block.target.grain, sums)
         return sums
 
 

@@ -219,7 +219,7 @@ def _squared_lines(lines: Raw) -> Raw:
     from mergekit.kernels.fused import gram
 
     sums = np.empty((lines.shape[0], 1, 1))
-    gram(lines.reshape(1, -1), lines.shape[1], sums)
+    gram(lines.reshape(-1)[:0], lines.reshape(1, -1), lines.shape[1], sums)
     return sums.reshape(-1)
 
 
