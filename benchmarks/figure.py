@@ -47,9 +47,10 @@ def draw(report: dict[str, Any], peers: dict[str, Any], out: Path) -> None:
                 axes.text(bar * 1.06, place + shift, f"{bar:.3g}", va="center", fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xlim(0.1, 400)
     axes.set_yticks(list(places), names)
     axes.set_xlabel("time over the floor: reading all inputs and writing the output, nothing else (logarithmic)")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(out, metadata={"Date": None})
