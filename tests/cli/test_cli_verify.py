@@ -50,5 +50,22 @@ def test_a_damaged_model_as_json(merged):
     assert answer["error"]["problems"]
 
 
+def test_a_model_with_remarks(merged):
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(merged / "model.safetensors")
+    for name in ("model.safetensors", "merge_report.json"):
+        (merged / name).unlink()
+    torch.save({"state_dict": weights, "epoch": 3}, merged / "pytorch_model.bin")
+    result = verify(merged)
+    assert (result.exit_code, result.stderr) == (0, "")
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("remark ")]
+    assert "`epoch`" in line
+    answer = json.loads(verify(merged, "--json").stdout)
+    assert answer["ok"] is True
+    assert [remark in line for remark in answer["remarks"]] == [True]
+
+
 def test_a_missing_folder_is_a_usage_error(tmp_path):
     assert verify(tmp_path / "nowhere").exit_code == 2

@@ -17,6 +17,7 @@ UNLIKE = [
     "gemma4_unified_text",
     "gpt_oss",
     "jamba",
+    "led",
     "llava",
     "mamba2",
     "modernbert",

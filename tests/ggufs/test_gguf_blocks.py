@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mergekit.checkpoint import DTYPES, Blocks, Extent, Files, Kind, Stored, TensorSpec
 from mergekit.checkpoint.gguf.kinds import kind_numbered
 from mergekit.errors import CheckpointError
+from mergekit.kernels import fused
 from mergekit.plan.views import Unpacked
 
 CODES = gguf.GGMLQuantizationType
@@ -75,6 +76,31 @@ def test_entries_are_those_of_the_library(name, tmp_path):
     assert len(np.unique(found)) > 2
 
 
+HALVES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+"""Where factors in half precision are in the blocks that kernels of ours unpack."""
+UNUSUAL = np.array([0.0, -0.0, 2**-24, -(2**-14), 65504, -65504, np.inf, -np.inf, np.nan], "<f2")
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_kernels_give_the_bits_of_the_library(name):
+    nbytes = GGML_QUANT_SIZES[CODES[name]][1]
+    random = np.random.default_rng(1)
+    alike = np.repeat(np.arange(256, dtype=np.uint8)[:, None], nbytes, 1)  # blocks of one byte only: all codes extreme
+    blocks = np.concatenate([alike, random.integers(0, 256, (2048, nbytes), np.uint8)])
+    for place in HALVES[name]:
+        unusual = random.integers(0, 256, (8 * UNUSUAL.size, nbytes), np.uint8)
+        unusual[:, place : place + 2] = np.tile(UNUSUAL, 8).view(np.uint8).reshape(-1, 2)
+        blocks = np.concatenate([blocks, unusual])
+    with np.errstate(all="ignore"):
+        entries = dequantize(blocks, CODES[name]).reshape(-1)
+    found = np.full(entries.size, 7, np.float32)
+    getattr(fused, f"unpack_{name.lower()}")(blocks.reshape(-1), found)
+    numbers = ~np.isnan(entries)
+    np.testing.assert_array_equal(np.isnan(found), ~numbers)
+    np.testing.assert_array_equal(found.view(np.uint32)[numbers], entries.view(np.uint32)[numbers])
+    assert 0.8 < numbers.mean() < 1
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_the_kinds_and_their_sizes_are_those_of_the_library(name):
     assert kind_numbered(CODES[name].value, "w", Path("f")) == Kind(name, *GGML_QUANT_SIZES[CODES[name]])
@@ -88,7 +114,7 @@ def test_kinds_that_the_library_does_not_dequantise(name):
 
 @given(st.data())
 def test_any_stretch_in_any_order_has_the_same_bits(tmp_path_factory, data):
-    name = data.draw(st.sampled_from(("F16", "Q8_0", "Q4_K", "IQ2_S")))
+    name = data.draw(st.sampled_from(("F16", "Q4_1", *HALVES, "IQ2_S")))
     heads = data.draw(st.sampled_from((0, HEADS)))
     view, _ = view_of(tmp_path_factory.getbasetemp(), name, heads, shift=data.draw(st.sampled_from((0.0, -1.0))))
     whole = read(view, 0, view.spec.count)

@@ -280,6 +280,33 @@ def test_equal_counts_of_encoder_and_decoder_are_kept_apart() -> None:
         assert json.loads(text) == {**config, **changed}
 
 
+@pytest.mark.parametrize(
+    ("heights", "module", "key", "expected"),
+    [
+        ((4, 4), "decoder", "attention_window", [2, 4, 6, 8]),
+        ((4, 4), "encoder", "attention_window", [8, 2, 2]),
+        ((4, 4), "decoder", "decoder_layer_window", [8, 2, 2]),
+        ((6, 4), "decoder", "attention_window", [8, 2, 2]),
+        ((6, 4), "encoder", "attention_window", [2, 4, 6, 8]),
+    ],
+)
+def test_a_list_for_either_stack_is_the_encoders(
+    heights: tuple[int, int], module: str, key: str, expected: list[int]
+) -> None:
+    encoder, decoder = heights
+    config = {"encoder_layers": encoder, "decoder_layers": decoder, key: [2, 4, 6, 8]}
+    shapes = {
+        f"model.{side}.layers.{i}.{part}": (8, 8)
+        for side, count in (("encoder", encoder), ("decoder", decoder))
+        for i in range(count)
+        for part in PARTS
+    }
+    layout = read_layout(shapes, config)
+    layers = [(config, layout, layer) for layer in (3, 0, 0)]
+    text = edit_config(json.dumps(config), donor=layout, stacked={module: layers})
+    assert json.loads(text) == {**config, key: expected, f"{module}_layers": 3}
+
+
 def test_one_count_cannot_hold_two_heights() -> None:
     config = {"num_layers": 2}
     shapes = {f"{side}.block.{i}.{part}": (8, 8) for side in ("encoder", "decoder") for i in (0, 1) for part in PARTS}

@@ -315,3 +315,25 @@ def test_a_list_of_layer_kinds_is_a_count() -> None:
     config = {"llm_config": {"layers_block_type": ["mamba", "attention", "mlp"]}, "vision_config": {"depth": 2}}
     layout = read_layout(shapes, config)
     assert layout.main.stack == Stack("language_model.layers", 3, None, config_path="llm_config")
+
+
+def test_what_predicts_further_tokens_is_a_module_of_its_own() -> None:
+    beside = {"mtp.fc.weight": (8, 16), "mtp.layers.0.mlp.weight": (8, 8), "mtp.embed_tokens.weight": (97, 8)}
+    behind = {f"model.layers.3.{part}.weight": (8, 8) for part in ("attn", "mlp", "eh_proj")}
+    for further, config in ((beside, CONFIG), (behind, {**CONFIG, "num_nextn_predict_layers": 1})):
+        layout = read_layout({**decoder(3), **further}, config)
+        assert [module.name for module in layout.modules] == ["default", "multi_token_prediction"]
+        assert layout.module("mtp") is layout.modules[1]
+        assert {name for name, part in layout.parts.items() if part.module == "multi_token_prediction"} == set(further)
+        assert {layout.parts[name].side for name in further} == {"post"}
+        assert layout.main.stack == Stack("model.layers", 3, "num_hidden_layers")
+        assert layout.embedding == "model.embed_tokens.weight"
+    assert [module.name for module in read_layout(decoder(3), CONFIG).modules] == ["default"]
+
+
+def test_a_head_for_further_tokens_is_not_the_head() -> None:
+    further = {"mtp.shared_head.head.weight": (97, 8)}
+    layout = read_layout({**decoder(3), **further}, CONFIG)
+    assert (layout.head, layout.tied) == (None, True)
+    assert layout.parts["mtp.shared_head.head.weight"].vocab_axis == 0
+    assert read_layout({**decoder(3), **further, "lm_head.weight": (97, 8)}, CONFIG).head == "lm_head.weight"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "methods")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("merging", "methods", "tokenizer")]
 
 from tiny_families import FAMILIES, make_family  # noqa: E402
 

@@ -1,48 +1,16 @@
 """Tensors with adapters, read in stretches: the same entries as of the whole, and as NumPy computes them."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored_in_memory import Memory
 
-from mergekit.checkpoint import DTYPES, Extent, Stored, TensorSpec
-from mergekit.plan.views import InPlace, LowRank, NewRows, Normed, Pieces, Shifted
+from mergekit.plan.views import InPlace, LowRank, NewRows, Normed, Shifted
 
 KINDS = ("product", "transposed product", "norms", "norms of columns", "offset", "rows", "other dtype", "nested")
-
-
-class Memory:
-    """Tensors in memory that are read like files; counts what is read."""
-
-    def __init__(self):
-        self.contents, self.read_bytes, self.buffers, self.made = {}, 0, {}, {}
-
-    def store(self, name, array):
-        """Keep an array of float32 as a file; uint16 stands for bfloat16."""
-        spec = TensorSpec(name, DTYPES["BF16" if array.dtype == np.uint16 else "F32"], array.shape)
-        self.contents[Path(name)] = array.tobytes()
-        return Pieces.of(Stored(spec, Extent(Path(name), 0, spec.nbytes)))
-
-    def read(self, extent, into):
-        self.read_bytes += extent.nbytes
-        octets = self.contents[extent.file][extent.start : extent.stop]
-        into.view(np.uint8)[:] = np.frombuffer(octets, np.uint8)
-
-    def buffer(self, use, nbytes):
-        self.buffers[use] = np.full(nbytes, 0xA5, np.uint8)  # nobody may rely on what a buffer held
-        return self.buffers[use]
-
-    def kept(self, view, make):
-        if view not in self.made:
-            self.made[view] = make()
-        return self.made[view]
-
-    def begin(self):
-        """Forget what was kept and counted, as before another tensor."""
-        self.read_bytes, self.made = 0, {}
 
 
 def widened(raw):

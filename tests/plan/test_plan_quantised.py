@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny_quantised import EDGE, FORMATS, compressed, fp8_block, settings_of
 
-from mergekit.checkpoint import Extent, Files, TensorSpec, read_header
+from mergekit.checkpoint import Extent, Files, TensorSpec, open_pickle, read_header
 from mergekit.checkpoint.quantised import codes, group_tensors, read_settings
 from mergekit.errors import CheckpointError, MissingTensorError, UnsupportedError
 from mergekit.plan.views import Dequantised, Joined, Pieces, fuse_experts
@@ -452,6 +452,25 @@ def test_columns_in_an_order_of_their_own_are_refused(tmp_path):
     parts["w.weight_g_idx"] = torch.zeros(48, dtype=torch.int32)
     with pytest.raises(UnsupportedError, match="actorder"):
         grouped(tmp_path, parts, config)
+
+
+@pytest.mark.parametrize(
+    ("form", "ending"),
+    [("fp8_block", "weight"), ("fp8_block", "_scale_inv"), ("fp8_plain", "weight"), ("int8_rows", "weight")],
+)
+def test_parts_that_are_views_in_a_pickle_are_refused(form, ending, tmp_path):
+    tensors, _ = FORMATS[form][0]("w.weight", matrix(32, 48))
+
+    def found():
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+        stored = {one.spec.name: one for one in open_pickle(tmp_path / "pytorch_model.bin").tensors}
+        return group_tensors(stored, read_settings(settings_of(form)))
+
+    assert list(found().weights) == ["w.weight"]
+    name = next(name for name in tensors if name.endswith(ending))
+    tensors[name] = tensors[name].t().contiguous().t()
+    with pytest.raises(UnsupportedError, match=rf"`{name}`, a part of .* `w\.weight`, is a view"):
+        found()
 
 
 def test_a_file_cut_short_after_planning(tmp_path):

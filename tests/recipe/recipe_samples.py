@@ -72,6 +72,20 @@ VALID = {
         """,
     "tokenizer defaults": "merge_method: linear\nmodels: [{model: a}]\ntokenizer: {}\n",
     "legacy tokenizer": "merge_method: linear\nmodels: [{model: a}]\ntokenizer_source: model:org/x\n",
+    "rules": """
+        merge_method: linear
+        models: [{model: a}, {model: b}]
+        on_missing: base
+        on_shape_mismatch:
+          - {filter: embed_tokens, value: crop}
+          - value: skip
+        """,
+    "one case of a rule": """
+        merge_method: linear
+        models: [{model: a}, {model: b}]
+        on_missing: {filter: mlp, value: skip}
+        on_shape_mismatch:
+        """,
     "repeated models": """
         merge_method: slerp
         models: [{model: ./a/}, {model: b}]

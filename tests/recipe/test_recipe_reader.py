@@ -54,6 +54,15 @@ def test_settings():
     assert recipe.base_model == model("base")
 
 
+def test_rules():
+    assert valid(VALID["models"]).rules == {}
+    assert valid(VALID["rules"]).rules == {
+        "on_missing": Constant("base"),
+        "on_shape_mismatch": Filtered((Case("embed_tokens", Constant("crop")), Case(None, Constant("skip")))),
+    }
+    assert valid(VALID["one case of a rule"]).rules == {"on_missing": Filtered((Case("mlp", Constant("skip")),))}
+
+
 def test_slices():
     recipe = valid(VALID["slices"])
     first, second = recipe.slices

@@ -77,6 +77,38 @@ def test_a_parent_without_report_passes_and_says_less(make_model):
     assert "merge_report.json" not in found.checked
 
 
+def test_pickled_weights_pass_with_remarks(make_model):
+    import torch
+    from safetensors.torch import load_file
+
+    model = make_model("m", 1)
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save({"state_dict": {**weights, "note": "mine"}, "epoch": 3}, model / "pytorch_model.bin")
+    found = verify_folder(model)
+    assert (whats(found), found.tensors) == ([], len(weights))
+    assert [remark.partition(": ")[0] for remark in found.remarks] == ["`pytorch_model.bin`"] * 2
+    assert "`epoch`" in found.remarks[0]
+    assert "`note`" in found.remarks[1]
+    weights[WEIGHT][0, 0] = np.nan
+    torch.save({"state_dict": weights, "epoch": 3}, model / "pytorch_model.bin")
+    found = verify_folder(model)
+    assert whats(found) == [f"1 of {weights[WEIGHT].numel()} entries of `{WEIGHT}` are infinite or not a number"]
+    assert len(found.remarks) == 1
+
+
+def test_a_merge_whose_weights_were_pickled_is_wrong(recipe_of, merge):
+    import torch
+    from safetensors.torch import load_file
+
+    out = merge(recipe_of("linear"))
+    torch.save({"state_dict": load_file(out / "model.safetensors"), "epoch": 3}, out / "pytorch_model.bin")
+    (out / "model.safetensors").unlink()
+    found = verify_folder(out)
+    assert any("`epoch`" in what for what in whats(found))
+    assert found.remarks == ()
+
+
 def test_no_folder(tmp_path):
     with pytest.raises(MissingModelError):
         verify_folder(tmp_path / "nowhere")

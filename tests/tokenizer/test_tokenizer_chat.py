@@ -128,16 +128,13 @@ def test_auto_takes_what_most_models_have(tmp_path):
     assert findings.notices == ["no model has a chat template; none is written"]
 
 
-def test_a_template_inside_the_settings_is_replaced(tmp_path):
-    root = folder(tmp_path / "a", "{{ old }}", inline=True)
-    edited = tokenizer_config_with(root / "tokenizer_config.json", "{{ new }}")
+def test_a_template_inside_the_settings_is_replaced():
+    edited = tokenizer_config_with('{"chat_template": "{{ old }}"}', "here", "{{ new }}")
     assert edited is not None
     assert json.loads(edited) == {"chat_template": "{{ new }}"}
-    (root / "tokenizer_config.json").write_text("{}")
-    assert tokenizer_config_with(root / "tokenizer_config.json", "{{ new }}") is None
+    assert tokenizer_config_with("{}", "here", "{{ new }}") is None
 
 
-def test_settings_that_are_not_json_are_refused(tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text("{")
+def test_settings_that_are_not_json_are_refused():
     with pytest.raises(CheckpointError, match="not valid JSON"):
-        tokenizer_config_with(tmp_path / "tokenizer_config.json", "{{ new }}")
+        tokenizer_config_with("{", "tokenizer_config.json", "{{ new }}")

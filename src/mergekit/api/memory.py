@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +35,12 @@ class HeldTensors:
     def read(self, extent: Extent, into: Buffer) -> None:
         """Fill a buffer with the bytes of an extent."""
         octets(into)[:] = self.contents[extent.file][extent.start : extent.stop].data
+
+    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
+        """Fill parts of a buffer with as many stretches of a tensor, all of one size."""
+        room, held = octets(into), self.contents[file]
+        for start, place in zip(starts, places, strict=True):
+            room[place : place + nbytes] = held[start : start + nbytes].data
 
     def prefetch(self, extent: Extent) -> None:
         """Nothing: it is here."""

@@ -17,7 +17,7 @@ REWRITTEN = "config.json README.md mergekit_config.yml mergekit_config.yaml merg
 FOLDERS = ".* checkpoint-* global_step* runs original onnx openvino coreml wandb logs"
 TOKENIZER = (
     "tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt chat_template.* *.tiktoken "
-    "sentencepiece.* spiece.model spm.model"
+    "sentencepiece.* spiece.model spm.model tekken.json"
 )
 
 

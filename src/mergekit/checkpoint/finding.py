@@ -11,6 +11,9 @@ from typing import Any
 
 from mergekit.errors import CheckpointError, Place
 
+INDEX = ".index.json"
+"""What the name of an index ends with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Format:
@@ -32,7 +35,7 @@ class Format:
     @property
     def index(self) -> str:
         """The file that says which tensor is in which shard."""
-        return f"{self.single}.index.json"
+        return f"{self.single}{INDEX}"
 
     @property
     def numbered(self) -> re.Pattern[str]:
@@ -128,6 +131,21 @@ def _indexed(root: Path, form: Format, remarks: list[str]) -> Weights | None:
     if single and form.single not in shards:
         remarks.append(f"`{form.single}` is not used: `{form.index}` names other files, and all of them are there")
     return Weights(form, tuple(shards), places)
+
+
+def find_indexed(index: Path, remarks: list[str]) -> Weights:
+    """Find the weight files that an index names, whatever it is called.
+
+    Parameters:
+        index: ``NAME.SUFFIX.index.json``, as transformers writes it.
+        remarks: is added to where something is there and not used.
+
+    Raises:
+        CheckpointError: it names no files, or files that are not there.
+    """
+    name = PurePosixPath(index.name.removesuffix(INDEX))
+    form = Format(name.stem, name.suffix)
+    return _indexed(index.parent, form, remarks) or Weights(form, (form.single,), None)
 
 
 def _read_places(index: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The output folder: it appears complete, by one rename, or not at all."""
+"""The output, a folder or a file: it appears complete, by one rename, or not at all."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
         raise OutputError(what, place=str(out), hint="another folder, or removing it yourself")
 
 
+def refuse_taken(out: Path, overwrite: bool) -> None:
+    """Refuse a file that a merge must not take the place of.
+
+    Raises:
+        OutputError: it is a folder; or it is there, and `overwrite` is not given.
+    """
+    if out.is_dir():
+        raise OutputError("the output is a folder", place=str(out), expected="a file that does not exist yet")
+    if out.exists() and not overwrite:
+        raise OutputError("the output file is there already", place=str(out), hint="another name, or `--overwrite`")
+
+
 def partial_folder(out: Path) -> Path:
     """The folder beside an output that is written to first."""
     return out.resolve().with_name(out.resolve().name + PARTIAL)
@@ -55,13 +67,42 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         OutputError: another process writes the same output, or there is something else in the way.
     """
-    partial = partial_folder(out)
-    lock = _claim(partial, out)
-    try:
+    with _claimed(out) as partial:
         yield partial
         refuse_occupied(out, overwrite)
         (partial / _MARKER).unlink()
         _publish(partial, out.resolve())
+
+
+@contextmanager
+def output_file(out: Path, overwrite: bool, name: str) -> Iterator[Path]:
+    """A folder to write one file to, which gets the output's name at the end; the folder is gone then, too.
+
+    Parameters:
+        out: the output.
+        overwrite: whether it may replace a file that is there.
+        name: of the file inside the folder.
+
+    Raises:
+        OutputError: another process writes the same output, or there is something else in the way.
+    """
+    with _claimed(out) as partial:
+        yield partial
+        refuse_taken(out, overwrite)
+        final = out.resolve()
+        with reported(final, 0):
+            (partial / name).replace(final)
+            _sync(final.parent)
+        shutil.rmtree(partial)
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """The folder that is written to first, this process's alone; it is gone after an error."""
+    partial = partial_folder(out)
+    lock = _claim(partial, out)
+    try:
+        yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

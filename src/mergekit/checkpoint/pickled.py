@@ -23,7 +23,7 @@ from mergekit.checkpoint.unpickling import Storage, Tensor, shown, unpickle
 from mergekit.errors import CheckpointError, HeaderError
 
 _PICKLE = "data.pkl"
-_WRAPPER = "state_dict"
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _ZIP, _PICKLED = b"PK\3\4", b"\x80"  # how files of either kind begin
 _COUNT = 8  # bytes of the number of entries that precedes a storage
@@ -48,9 +48,10 @@ class Pickled:
 def open_pickle(file: Path) -> Pickled:
     """Read which tensors a file of `torch.save` holds and where they are, and nothing else.
 
-    The state dict may stand in a mapping of its own, beside other values: under ``state_dict``, or as the only mapping
-    of tensors. Tensors that are transposed, expanded or cut out of others keep their strides. Nothing is imported,
-    called or run, whatever the file asks for.
+    The state dict may stand in a mapping of its own, beside other values such as the optimizer's: under
+    ``state_dict``, ``model_state_dict``, ``model`` or ``module``, or as the only mapping of tensors. Tensors that are
+    transposed, expanded or cut out of others keep their strides. Nothing is imported, called or run, whatever the file
+    asks for.
 
     Parameters:
         file: ``pytorch_model.bin``, ``*.pt`` or ``*.pth``, of any version of torch since 0.4.
@@ -124,9 +125,10 @@ def _state_dict(root: object) -> tuple[dict[str, Tensor], list[str]]:
     if not isinstance(root, dict):
         raise ValueError(f"the pickle holds a {type(root).__name__.lower()} instead of a dict")
     remarks: list[str] = []
-    if not _named_tensors(root):
-        mappings = {key: value for key, value in root.items() if isinstance(value, dict) and _named_tensors(value)}
-        wanted = [key for key in mappings if key == _WRAPPER] or list(mappings)
+    mappings = {key: value for key, value in root.items() if isinstance(value, dict) and _named_tensors(value)}
+    wrappers = [key for key in _WRAPPERS if key in mappings]
+    if wrappers or not _named_tensors(root):
+        wanted = wrappers[:1] or list(mappings)
         if len(wanted) != 1:
             found = f"tensors in several mappings, {listed(_names(wanted))}" if wanted else "no tensors by name"
             raise ValueError(f"the pickle holds {found}")

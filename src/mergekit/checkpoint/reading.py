@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -103,6 +104,30 @@ class Files:
                 expected=f"bytes up to {extent.stop}; the file was longer when the merge was planned",
                 hint="downloading or copying the model again",
             )
+
+    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
+        """Fill parts of a buffer with as many stretches of a file, all of one size.
+
+        Parameters:
+            file: where they are.
+            starts: first byte of each.
+            places: byte of the buffer where each goes.
+            nbytes: size of each.
+            into: C-contiguous writable buffer.
+
+        Raises:
+            CheckpointError: the file cannot be read, or ends before a stretch does.
+        """
+        # Rows of a vocabulary in another order come by the hundred thousand: nothing but the call is in the loop.
+        descriptor, room, read = self._descriptor(file), octets(into), os.preadv
+        for start, place in zip(starts, places, strict=True):
+            part = room[place : place + nbytes]
+            try:
+                whole = read(descriptor, [part], start) == nbytes
+            except OSError:
+                whole = False
+            if not whole:
+                self.read(Extent(file, start, start + nbytes), part)
 
     def prefetch(self, extent: Extent) -> None:
         """Ask the operating system to have an extent in memory soon, where it can be asked.

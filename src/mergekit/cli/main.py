@@ -12,11 +12,13 @@ from mergekit.cli.options import write_exit_codes
 COMMANDS = {
     "yaml": "mergekit.cli.merge:merge",
     "merge": "mergekit.cli.merge:merge",
+    "pytorch": "mergekit.cli.pytorch:pytorch",
     "convert": "mergekit.cli.convert:convert",
     "verify": "mergekit.cli.verify:verify",
     "push": "mergekit.cli.push:push",
     "inspect": "mergekit.cli.inspect:inspect",
     "diff": "mergekit.cli.diff:diff",
+    "tokens": "mergekit.cli.tokens:tokens",
     "methods": "mergekit.cli.methods:methods",
     "schema": "mergekit.cli.schema:schema",
 }
@@ -72,6 +74,13 @@ def main_yaml() -> None:
     from mergekit.cli.merge import merge
 
     merge.main(prog_name="mergekit-yaml")
+
+
+def main_pytorch() -> None:
+    """Run ``mergekit-pytorch``."""
+    from mergekit.cli.pytorch import pytorch
+
+    pytorch.main(prog_name="mergekit-pytorch")
 
 
 if __name__ == "__main__":

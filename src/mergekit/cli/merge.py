@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mergekit import __version__
-from mergekit.cli.options import GENERAL, NO_EFFECT, Command, ignored, ignored_flags, note_ignored, option
+from mergekit.cli.options import (
+    GENERAL,
+    NO_EFFECT,
+    Command,
+    accepted,
+    ignored,
+    ignored_flags,
+    note_ignored,
+    option,
+)
 from mergekit.cli.output import Output
 from mergekit.cli.sizes import read_positive_size, read_size
 
 if TYPE_CHECKING:
+    from mergekit.cli.progress import Narrator
     from mergekit.merging import JobOptions
 
 DANGEROUS = "Dangerous options"
@@ -75,36 +86,74 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
     return note_ignored(ctx, param, value)
 
 
+config_file = click.argument("config_file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+strictly = option(GENERAL, "--strict", is_flag=True, help="Treat warnings about the recipe as errors.")
+with_code = option(
+    DANGEROUS,
+    "--allow-code",
+    is_flag=True,
+    help="Run the Python file that the recipe names as its merge method, which may do all that you may do.",
+)
+seeded = option(
+    OTHER, "--random-seed", metavar="N", type=int, default=0, help="Seed of random methods; 0 if not given."
+)
+on_device = accepted(
+    option(
+        PERFORMANCE,
+        "--device",
+        metavar="NAME",
+        help="Compute with torch on: cpu, cuda, cuda:N, mps, xpu, or auto. Without it: compiled kernels on the CPU.",
+    ),
+    option(PERFORMANCE, "--cuda/--no-cuda", help="The same as --device cuda."),
+    option(PERFORMANCE, "--gpu-rich", is_flag=True, help="The same as --cuda."),
+)
+with_card = option(
+    WRITTEN,
+    "--write-model-card/--no-write-model-card",
+    default=True,
+    help="Write README.md (which is the default).",
+)
+as_elsewhere = accepted(
+    ignored("--allow-crimes/--no-allow-crimes", why="the tensors decide whether models go together"),
+    ignored("--trust-remote-code/--no-trust-remote-code", why="no code of a checkpoint is ever run"),
+    ignored("--lora-merge-cache", metavar="FOLDER", why="no merged copy of an adapter is put on disk"),
+    ignored("--lora-merge-dtype", metavar="DTYPE", why="adapters are computed with in float32"),
+    ignored("--low-cpu-memory/--no-low-cpu-memory", why="models are never held in memory"),
+    ignored("--read-to-gpu/--no-read-to-gpu", why="every stripe goes straight to the device"),
+    ignored("--multi-gpu/--no-multi-gpu", why="one device computes"),
+    ignored("--lazy-unpickle/--no-lazy-unpickle", why="reading is always lazy"),
+    ignored("--async-write/--no-async-write", why="every thread writes what it has merged"),
+    ignored("--write-threads", metavar="N", type=int, why="every thread writes what it has merged"),
+    ignored("--clone-tensors/--no-clone-tensors", why="no tensor is held in memory that could be shared"),
+    option(
+        NO_EFFECT,
+        "--safe-serialization/--no-safe-serialization",
+        default=True,
+        expose_value=False,
+        callback=_always_safetensors,
+        help="the output is always safetensors; --no-safe-serialization is refused",
+    ),
+)
+
+
 @click.command(cls=Command, context_settings={"max_content_width": 100})
-@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@config_file
 @click.argument("out_path", type=click.Path(path_type=Path))
 @verbosely
 @quietly
 @in_json
-@option(GENERAL, "--strict", is_flag=True, help="Treat warnings about the recipe as errors.")
+@strictly
 @overwriting
 @option(
     DANGEROUS,
     "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
     help="Cut vocabularies of unequal size to the rows that all models have, whatever tokens they stand for.",
 )
-@option(
-    DANGEROUS,
-    "--allow-code",
-    is_flag=True,
-    help="Run the Python file that the recipe names as its merge method, which may do all that you may do.",
-)
+@with_code
 @cached_in
 @streaming
-@option(OTHER, "--random-seed", metavar="N", type=int, default=0, help="Seed of random methods; 0 if not given.")
-@option(
-    PERFORMANCE,
-    "--device",
-    metavar="NAME",
-    help="Compute with torch on: cpu, cuda, cuda:N, mps, xpu, or auto. Without it: compiled kernels on the CPU.",
-)
-@option(PERFORMANCE, "--cuda/--no-cuda", help="The same as --device cuda.")
-@option(PERFORMANCE, "--gpu-rich", is_flag=True, help="The same as --cuda.")
+@seeded
+@on_device
 @on_threads
 @within_memory
 @in_shards
@@ -122,31 +171,8 @@ def _always_safetensors(ctx: click.Context, param: click.Parameter, value: bool)
     default=True,
     help="Take over the tokenizer's files (which is the default).",
 )
-@option(
-    WRITTEN,
-    "--write-model-card/--no-write-model-card",
-    default=True,
-    help="Write README.md (which is the default).",
-)
-@ignored("--allow-crimes/--no-allow-crimes", why="the tensors decide whether models go together")
-@ignored("--trust-remote-code/--no-trust-remote-code", why="no code of a checkpoint is ever run")
-@ignored("--lora-merge-cache", metavar="FOLDER", why="no merged copy of an adapter is put on disk")
-@ignored("--lora-merge-dtype", metavar="DTYPE", why="adapters are computed with in float32")
-@ignored("--low-cpu-memory/--no-low-cpu-memory", why="models are never held in memory")
-@ignored("--read-to-gpu/--no-read-to-gpu", why="every stripe goes straight to the device")
-@ignored("--multi-gpu/--no-multi-gpu", why="one device computes")
-@ignored("--lazy-unpickle/--no-lazy-unpickle", why="reading is always lazy")
-@ignored("--async-write/--no-async-write", why="every thread writes what it has merged")
-@ignored("--write-threads", metavar="N", type=int, why="every thread writes what it has merged")
-@ignored("--clone-tensors/--no-clone-tensors", why="no tensor is held in memory that could be shared")
-@option(
-    NO_EFFECT,
-    "--safe-serialization/--no-safe-serialization",
-    default=True,
-    expose_value=False,
-    callback=_always_safetensors,
-    help="the output is always safetensors; --no-safe-serialization is refused",
-)
+@with_card
+@as_elsewhere
 @click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")
 def merge(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: bool, **flags: Any) -> None:
@@ -164,9 +190,9 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     from mergekit.api.options import MergeOptions, carrying_out
 
     heed_stop()
-    name = "<stdin>" if config_file == "-" else config_file
+    text, name = read_config(config_file)
     options = MergeOptions(transformers_cache=flags.pop("cache"), **flags)
-    carry_out(_text(config_file, name), name, out, carrying_out(options, output.drawing), output)
+    carry_out(text, name, out, carrying_out(options, output.drawing), output)
 
 
 def heed_stop() -> None:
@@ -184,18 +210,32 @@ def carry_out(text: str, name: str, out: Path, options: JobOptions, output: Outp
         options: of the merge.
         output: where it is said.
     """
-    from mergekit.cli.progress import Narrator
     from mergekit.merging import merge_recipe
+
+    tell(out, output, lambda progress: merge_recipe(text, out, file=name, options=options, progress=progress))
+
+
+def tell(out: Path, output: Output, job: Callable[[Narrator], Mapping[str, Any]]) -> None:
+    """Do a job that merges, and say what came of it.
+
+    Parameters:
+        out: what is to be made.
+        output: where it is said.
+        job: tells its progress; returns the report.
+    """
+    from mergekit.cli.progress import Narrator
     from mergekit.report.record import headline
 
     with Narrator(output) as narrator:
-        report = merge_recipe(text, out, file=name, options=options, progress=narrator)
+        report = job(narrator)
     essentials = {key: value for key, value in report.items() if key not in _LENGTHY}
     output.finish([*headline(report), ("output", click.format_filename(out))], {"out": str(out), "report": essentials})
 
 
-def _text(config_file: str, name: str) -> str:
+def read_config(config_file: str) -> tuple[str, str]:
+    """The text of a recipe's file, or of standard input, and what messages call it."""
     from mergekit.recipe import decoded
 
+    name = "<stdin>" if config_file == "-" else config_file
     with click.open_file(config_file, "rb") as stream:
-        return decoded(stream.read(), name)
+        return decoded(stream.read(), name), name

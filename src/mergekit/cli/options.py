@@ -83,6 +83,17 @@ def option(heading: str, *declarations: str, **settings: Any) -> Callable[[_F], 
     return click.option(*declarations, cls=Option, heading=heading, **settings)
 
 
+def accepted(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Several options that commands have in common, in their order."""
+
+    def decorate(command: _F) -> _F:
+        for each in reversed(options):
+            command = each(command)
+        return command
+
+    return decorate
+
+
 def note_ignored(ctx: click.Context, param: click.Parameter, value: object) -> object:
     """Callback of a flag without effect: remember that it was given."""
     if param.name and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:

@@ -33,9 +33,16 @@ def _verify(folder: Path, output: Output) -> None:
     rows = [
         ("checked", ", ".join(found.checked)),
         ("tensors", f"{found.tensors:,} with {found.bytes:,} bytes"),
+        *(("remark", remark) for remark in found.remarks),
         ("verified", click.format_filename(folder)),
     ]
-    record = {"folder": str(folder), "tensors": found.tensors, "bytes": found.bytes, "checked": found.checked}
+    record = {
+        "folder": str(folder),
+        "tensors": found.tensors,
+        "bytes": found.bytes,
+        "checked": found.checked,
+        "remarks": found.remarks,
+    }
     output.finish(rows, record)
 
 

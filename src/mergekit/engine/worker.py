@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
@@ -30,6 +31,9 @@ class Reader(Protocol):
 
     def read(self, extent: Extent, into: Buffer) -> None:
         """Fill a buffer with the bytes of an extent."""
+
+    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
+        """Fill parts of a buffer with as many stretches of a file, all of one size."""
 
     def prefetch(self, extent: Extent) -> None:
         """Have an extent at hand soon."""
@@ -87,6 +91,10 @@ class Worker:
     def read(self, extent: Extent, into: Buffer) -> None:
         """Fill a buffer with the bytes of an extent."""
         self.files.read(extent, into)
+
+    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
+        """Fill parts of a buffer with as many stretches of a file, all of one size."""
+        self.files.gather(file, starts, places, nbytes, into)
 
     def buffer(self, use: str, nbytes: int) -> Raw:
         """Room for one use, kept between stripes: fresh memory would cost a page fault every 4 kB."""

@@ -112,7 +112,9 @@ def _count_changes(config: Settings, stack: Stack, count: int) -> dict[Path, obj
     return {}
 
 
-def _stack_changes(config: Settings, stack: Stack, origins: Sequence[_Origin]) -> dict[Path, object]:
+def _stack_changes(
+    config: Settings, stack: Stack, origins: Sequence[_Origin], beside: Sequence[Stack]
+) -> dict[Path, object]:
     """New layer count and per-layer entries for one stack."""
     changes = _count_changes(config, stack, len(origins))
     where = _path(stack.config_path)
@@ -120,7 +122,7 @@ def _stack_changes(config: Settings, stack: Stack, origins: Sequence[_Origin]) -
     settings, implied = with_implied(written, stack.count), with_implied(written, len(origins))
     predicted = {key.predicted for key in count_keys(config) if key.config_path == stack.config_path}
     heights = frozenset({stack.count, *(stack.count + extra for extra in predicted)})
-    for encoding in encodings(settings, stack.prefix, heights):
+    for encoding in encodings(settings, stack, heights, beside):
         entry = _restacked(encoding, settings, stack.count, origins)
         if encoding.key in written or entry != implied[encoding.key]:
             changes[(*where, encoding.key)] = entry
@@ -136,7 +138,7 @@ def _layer_changes(config: Settings, donor: Layout, stacked: Mapping[str, Sequen
             raise IncompatibleModelsError(f"module `{name}` has no layers to stack", expected=_stacked_names(donor))
         origins = [_origin(source, layout, name, layer) for source, layout, layer in layers]
         counts[module.name] = len(origins)
-        changes |= _stack_changes(config, module.stack, origins)
+        changes |= _stack_changes(config, module.stack, origins, donor.stacks)
     _check_shared_counts(donor, counts)
     return changes
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mergekit.layout.overlay import overlay
-from mergekit.layout.parts import ModuleLayout, Stack
+from mergekit.layout.parts import PREDICTION, ModuleLayout, Stack
 from mergekit.layout.vocabulary import embeds_tokens
-from mergekit.layout.words import is_projector, modality, words
+from mergekit.layout.words import is_projector, modality, predicts_further, words
 
 _PROJECTOR = "multi_modal_projector"
 _SHARED = "shared"
@@ -26,7 +26,7 @@ class Modules:
     Parameters:
         towers: the modules that have a stack; a model without layers has one without.
         main: the language model among `towers`.
-        loose: modules without a stack: projector, shared.
+        loose: modules without a stack: projector, shared, multi-token prediction.
     """
 
     towers: tuple[ModuleLayout, ...]
@@ -39,9 +39,11 @@ class Modules:
         It is the one whose stack shares the longest dotted prefix with the name, then the one whose modality the name
         mentions, then the language model.
         """
+        if predicts_further(name) and (prediction := self.loose_one(PREDICTION)):
+            return prediction
         if len(self.towers) == 1:
             return self.main
-        projector, shared = (self._loose(kind) for kind in (_PROJECTOR, _SHARED))
+        projector, shared = (self.loose_one(kind) for kind in (_PROJECTOR, _SHARED))
         if projector and _joins(name):
             return projector
         kinship = {tower: _kinship(name, tower) for tower in self.towers}
@@ -49,7 +51,8 @@ class Modules:
             return shared
         return max(self.towers, key=lambda tower: (kinship[tower], tower is self.main))
 
-    def _loose(self, kind: str) -> ModuleLayout | None:
+    def loose_one(self, kind: str) -> ModuleLayout | None:
+        """Return the module of a name among those without a stack."""
         return next((module for module in self.loose if module.name == kind), None)
 
 
@@ -108,17 +111,20 @@ def _stem(stack: Stack, main: Stack, multimodal: bool) -> str:
     return next(sides, stack.prefix)
 
 
-def name_modules(stacks: tuple[Stack, ...], loose_names: Iterable[str]) -> Modules:
+def name_modules(stacks: tuple[Stack, ...], loose_names: Iterable[str], behind: bool) -> Modules:
     """Name one module per stack, and those that the tensors outside of all stacks ask for.
 
     Parameters:
         stacks: all stacks of the model.
         loose_names: names of the tensors that are in no layer.
+        behind: whether there are layers behind those of a stack, which predict further tokens.
     """
+    names = list(loose_names)
+    predicting = behind or any(map(predicts_further, names))
+    prediction = [ModuleLayout(PREDICTION, ("mtp", "nextn"), None)] if predicting else []
     if len(stacks) <= 1:
         only = ModuleLayout("default", tuple(stack.prefix for stack in stacks), stacks[0] if stacks else None)
-        return Modules((only,), only, ())
-    names = list(loose_names)
+        return Modules((only,), only, tuple(prediction))
     main, towers = _main(stacks, filter(embeds_tokens, names)), dict[str, ModuleLayout]()
     multimodal = any(modality(stack.prefix) for stack in stacks)
     for stack in sorted(stacks, key=lambda stack: stack is not main):
@@ -129,4 +135,4 @@ def name_modules(stacks: tuple[Stack, ...], loose_names: Iterable[str]) -> Modul
     loose = [ModuleLayout(_PROJECTOR, (), None)] if any(map(_joins, names)) else []
     if not multimodal and any(_SHARED in name.split(".") for name in names):
         loose.append(ModuleLayout(_SHARED, (), None))
-    return Modules(tuple(towers.values()), next(iter(towers.values())), tuple(loose))
+    return Modules(tuple(towers.values()), next(iter(towers.values())), (*loose, *prediction))

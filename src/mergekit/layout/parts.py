@@ -10,6 +10,9 @@ Shape: TypeAlias = tuple[int, ...]
 Side: TypeAlias = Literal["pre", "layer", "post"]
 Role: TypeAlias = Literal["embedding", "head", "head_bias"]
 
+PREDICTION = "multi_token_prediction"
+"""Name of the module that predicts tokens beyond the next one; it may have an embedding and a head of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -104,6 +107,11 @@ class Layout:
         return None
 
     @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks of all modules that have layers."""
+        return tuple(module.stack for module in self.modules if module.stack)
+
+    @property
     def embedding(self) -> str | None:
         """Name of the input embedding (of encoder and decoder: the shared one), or None."""
         names = [name for name, part in self.parts.items() if part.role == "embedding"]
@@ -120,7 +128,7 @@ class Layout:
     @property
     def head(self) -> str | None:
         """Name of the output projection to the vocabulary, or None where the checkpoint has none."""
-        names = [name for name, part in self.parts.items() if part.role == "head"]
+        names = [name for name, part in self.parts.items() if part.role == "head" and part.module != PREDICTION]
         return min(names, key=lambda name: (any(map(str.isdigit, name.split("."))), name.count(".")), default=None)
 
     def renumbered(self, name: str, counts: Mapping[str, int]) -> str:
@@ -133,10 +141,10 @@ class Layout:
             name: a tensor of this layout that is not part of a layer.
             counts: new number of layers by module name; modules that are not named keep theirs.
         """
-        part = self.parts[name]
-        module = self.module(part.module)
-        stack = module.stack if module else None
-        if stack is None or part.side != "post" or part.module not in counts or not name.startswith(stack.prefix + "."):
-            return name
-        number, _, rest = name.removeprefix(stack.prefix + ".").partition(".")
-        return f"{stack.prefix}.{int(number) + counts[part.module] - stack.count}.{rest}" if number.isdigit() else name
+        for module in self.modules:
+            stack = module.stack
+            if stack and module.name in counts and self.parts[name].side == "post":
+                number, _, rest = name.removeprefix(f"{stack.prefix}.").partition(".")
+                if number.isdigit() and name.startswith(stack.prefix):
+                    return stack.name(int(number) - stack.first + counts[module.name] - stack.count, rest)
+        return name

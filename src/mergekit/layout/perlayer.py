@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from mergekit.layout.overlay import Periodic, overlay
-from mergekit.layout.words import words
+from mergekit.layout.parts import Stack
+from mergekit.layout.words import precedence, words
 
 Settings: TypeAlias = Mapping[str, object]
 
@@ -213,16 +214,32 @@ def with_implied(settings: Settings, height: int) -> Settings:
     return {**settings, implied.list: kinds}
 
 
-def encodings(settings: Settings, prefix: str, heights: Collection[int]) -> list[Encoding]:
+def encodings(
+    settings: Settings, stack: Stack, heights: Collection[int], beside: Collection[Stack] = ()
+) -> list[Encoding]:
     """Return every entry of a (sub-)config that speaks about the layers of a stack.
 
     Parameters:
         settings: the (sub-)config.
-        prefix: the stack's prefix; entries that name another side (encoder, vision, …) are not its own.
+        stack: the stack; entries that name another side (encoder, vision, …) are not its own.
         heights: the number of layers, and the number with multi-token-prediction layers.
+        beside: the stacks of the model; a list that names no side and may be about one of them or this one is about
+            that one which a bare count would count (LED: ``attention_window`` is the encoder's).
     """
-    found = (_encoding(key, settings, heights) for key in settings if _concerns(key, prefix))
+    keys = [key for key in settings if _concerns(key, stack.prefix)]
+    found = (_encoding(key, settings, heights) for key in keys if not _is_anothers(beside, stack, key, settings[key]))
     return [encoding for encoding in found if encoding is not None]
+
+
+def _is_anothers(stacks: Collection[Stack], stack: Stack, key: str, value: object) -> bool:
+    """Whether a list has an entry per layer of a stack of the same (sub-)config that precedes this one."""
+    if _SIDES & words(key) or not isinstance(value, (list, str)):
+        return False
+    return any(
+        other.count_key and other.config_path == stack.config_path and other.count == len(value)
+        for other in stacks
+        if precedence(other.prefix) > precedence(stack.prefix)
+    )
 
 
 def _concerns(key: str, prefix: str) -> bool:

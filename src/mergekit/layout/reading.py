@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mergekit.layout.modules import Modules, name_modules, shared_components
 from mergekit.layout.overlay import overlay
-from mergekit.layout.parts import Layout, ModuleLayout, Part, Shape, Side, Stack
+from mergekit.layout.parts import PREDICTION, Layout, ModuleLayout, Part, Shape, Side, Stack
 from mergekit.layout.stacks import find_stacks, split_name
 from mergekit.layout.vocabulary import find_vocabulary
 from mergekit.layout.words import modality
@@ -62,13 +62,24 @@ def _parts(shapes: Mapping[str, Shape], stacks: tuple[Stack, ...], modules: Modu
     """Place every tensor, without roles."""
     owners = _owners(shapes, stacks)
     towers = {tower.stack: tower for tower in modules.towers}
+    prediction = modules.loose_one(PREDICTION)
     parts = {}
     for name in shapes:
         stack = owners.get(name)
         module = towers[stack] if stack else modules.home(name)
         layer, suffix, side = _place(name, stack) if stack else (None, name, _side(name, module))
+        if prediction and stack and _is_behind(name, stack):
+            module = prediction
         parts[name] = Part(module.name, layer, suffix, side, None, None)
     return parts
+
+
+def _is_behind(name: str, stack: Stack) -> bool:
+    """Whether a tensor is numbered as a layer behind the last one; those predict further tokens (DeepSeek-V3).
+
+    Where the layers do not begin at 0, the number before them is the embedding's and the one behind them the head's.
+    """
+    return stack.first == 0 and _place(name, stack)[0] is None
 
 
 def read_layout(shapes: Mapping[str, Shape], config: Mapping[str, object]) -> Layout:
@@ -91,7 +102,8 @@ def read_layout(shapes: Mapping[str, Shape], config: Mapping[str, object]) -> La
     """
     stacks = find_stacks(shapes, config)
     in_stacks = _owners(shapes, stacks)
-    modules = name_modules(stacks, [name for name in shapes if name not in in_stacks])
+    behind = any(_is_behind(name, stack) for name, stack in in_stacks.items())
+    modules = name_modules(stacks, [name for name in shapes if name not in in_stacks], behind)
     parts = _parts(shapes, stacks, modules)
     tokens = {
         name: shapes[name] for name, part in parts.items() if part.layer is None and _holds_tokens(part.module, modules)
@@ -103,7 +115,7 @@ def read_layout(shapes: Mapping[str, Shape], config: Mapping[str, object]) -> La
         parts[name] = Part(part.module, part.layer, part.suffix, side, role, axis)
     tied = _flag(config)
     if tied is None:
-        tied = all(role != "head" for role, _ in vocabulary.roles.values())
+        tied = all(role != "head" or parts[name].module == PREDICTION for name, (role, _) in vocabulary.roles.items())
     return Layout((*modules.towers, *modules.loose), parts, vocabulary.key, tied, modules.main)
 
 

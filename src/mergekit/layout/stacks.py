@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit.layout.parts import Shape, Stack
-from mergekit.layout.words import is_list, modality, words
+from mergekit.layout.words import is_list, modality, precedence, words
 
 _NUMBERED = re.compile(r"(.+?)\.(\d+)\.(.+)")
 _NESTED = re.compile(r"(layers?|blocks?)\.\d+\.")
@@ -154,17 +154,9 @@ def _groups(shapes: Mapping[str, Shape]) -> list[_Group]:
 
 
 def _owners(key: CountKey, groups: Iterable[_Group]) -> set[str]:
-    """Prefixes that a key means when several have as many layers as it says.
-
-    A bare ``num_hidden_layers`` is the language model's beside a tower, and the encoder's beside a decoder.
-    """
+    """Prefixes that a key means when several have as many layers as it says."""
     ranks = {
-        group.prefix: (
-            key.affinity(group.prefix),
-            group.deep,
-            modality(group.prefix) is None,
-            "encoder" in words(group.prefix),
-        )
+        group.prefix: (key.affinity(group.prefix), group.deep, precedence(group.prefix))
         for group in groups
         if group.run(key)
     }

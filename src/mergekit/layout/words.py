@@ -15,7 +15,8 @@ _SYNONYMS = {
     for word in synonyms.split()
 }
 _PROJECTORS = frozenset({"projector", "merger", "connector", "aligner", "resampler"})
-_LISTS = _PROJECTORS | {"mtp", "nextn", "head", "heads", "adapter", "adapters"}
+_PREDICTORS = frozenset({"mtp", "nextn"})
+_LISTS = _PROJECTORS | _PREDICTORS | {"head", "heads", "adapter", "adapters"}
 _EXPERTS = frozenset({"expert", "experts"})
 
 
@@ -35,9 +36,31 @@ def modality(path: str) -> str | None:
     return next((kind for kind in ("vision", "audio") if kind in words(path)), None)
 
 
+def precedence(prefix: str) -> tuple[bool, bool]:
+    """Rank of a stack where a bare entry of config.json may mean several.
+
+    It is the language model's beside a tower, and the encoder's beside a decoder.
+
+    Example:
+        >>> max(["model.decoder.layers", "model.encoder.layers", "vision.encoder.layers"], key=precedence)
+        'model.encoder.layers'
+    """
+    return modality(prefix) is None, "encoder" in words(prefix)
+
+
 def is_projector(path: str) -> bool:
     """Whether a component of the name joins a vision or audio tower to the language model."""
     return bool(_PROJECTORS & words(path))
+
+
+def predicts_further(path: str) -> bool:
+    """Whether a name speaks of multi-token prediction.
+
+    Example:
+        >>> predicts_further("mtp.layers.0.mlp.up_proj.weight"), predicts_further("model.layers.0.mlp.up_proj.weight")
+        (True, False)
+    """
+    return bool(_PREDICTORS & words(path))
 
 
 def is_list(path: str) -> bool:

@@ -3,7 +3,7 @@
 from mergekit.plan.memory import Memory
 from mergekit.plan.models import Model
 from mergekit.plan.planner import VOCABULARY, PlanOptions, plan_merge
-from mergekit.plan.tasks import Leftover, Operand, Plan, TensorTask
+from mergekit.plan.tasks import Leftover, Operand, Plan, TensorTask, Treated
 
 __all__ = [
     "VOCABULARY",
@@ -14,5 +14,6 @@ __all__ = [
     "Plan",
     "PlanOptions",
     "TensorTask",
+    "Treated",
     "plan_merge",
 ]

@@ -47,18 +47,19 @@ def differences(models: Sequence[Model]) -> list[str]:
     return found
 
 
-def incompatible(models: Sequence[Model], reports: Sequence[str], kind: type[_E]) -> _E:
+def incompatible(models: Sequence[Model], reports: Sequence[str], kind: type[_E], hint: str | None = None) -> _E:
     """One error that starts with what differs.
 
     Parameters:
         models: all models of the merge.
         reports: sentences about tensors, the most important first.
         kind: class of the error.
+        hint: what to try, if nothing better is known.
     """
     reasons = differences(models)
     shown = "; ".join(reports[:_SHOWN]) + (f"; and {len(reports) - _SHOWN} more" if len(reports) > _SHOWN else "")
     what = f"models are not compatible: {', '.join(reasons)}" if reasons else "models are not compatible"
     only_vocabulary = bool(reasons) and all(reason.startswith("vocab_size") for reason in reasons)
     flag = "`--unsafe-truncate-embeddings`, or `unsafe_truncate_embeddings=True` in Python,"
-    hint = f"{flag} which keeps the rows that all have" if only_vocabulary else None
+    hint = f"{flag} which keeps the rows that all have" if only_vocabulary else hint
     return kind(f"{what} ({shown})", place=", ".join(str(model.ref) for model in models), hint=hint)

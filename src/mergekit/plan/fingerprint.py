@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from mergekit import __version__
 from mergekit.checkpoint import open_pickle
 from mergekit.checkpoint.finding import SAFETENSORS
 from mergekit.checkpoint.gguf import read_container
@@ -18,6 +19,15 @@ def recipe_hash(text: str) -> str:
         '0a7905be'
     """
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def provenance(text: str) -> dict[str, str]:
+    """What the header of every file that a merge writes says about the merge.
+
+    Parameters:
+        text: the recipe.
+    """
+    return {"format": "pt", "mergekit_version": __version__, "mergekit_recipe": recipe_hash(text)}
 
 
 def _hash_of_first(file: Path, nbytes: int) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mergekit.errors import BudgetError
 from mergekit.kernels import GRAIN
+
+if TYPE_CHECKING:
+    from mergekit.plan.tasks import TensorTask
 
 PROCESS = 300 << 20
 """Bytes that Python, NumPy and the compiled kernels take before the first buffer."""
@@ -74,3 +79,25 @@ def fit_memory(
     share = (limit - PROCESS) // workers - kept
     stripe = GRAIN * max(1, min(_STRIPE, share // _stripe_bytes(1, rows)) // GRAIN)
     return Memory(workers, stripe, PROCESS + workers * (_stripe_bytes(max(stripe, grain), rows) + kept))
+
+
+def fit_tasks(
+    tasks: Sequence[TensorTask], workers: int | None = None, limit: int | None = None, room: int = 0
+) -> Memory:
+    """Choose buffers for all tasks of a plan.
+
+    Parameters:
+        tasks: what is to be merged.
+        workers: threads, by default one per core.
+        limit: bytes, by default a quarter of the machine's memory.
+        room: bytes that the process takes beside its workers.
+
+    Raises:
+        BudgetError: even the smallest buffers do not fit; says what would.
+    """
+    computed = [task for task in tasks if task.copied is None]
+    rows = max((len(task.operands) for task in tasks), default=1)
+    grain = max((task.target.grain for task in computed), default=1)
+    kept = max((task.kept_bytes + task.method.held(task.out.shape) for task in computed), default=0)
+    memory = fit_memory(rows, workers, (limit or physical_memory() // 4) - room, grain, kept)
+    return replace(memory, peak=memory.peak + room)

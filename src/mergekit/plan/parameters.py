@@ -8,7 +8,19 @@ from typing import Any
 
 from mergekit.errors import Findings
 from mergekit.methods import METHODS, Method, Parameter
-from mergekit.recipe import Parameters, Recipe, Setting, coerce, evaluate, filters, leaves, matches, nearest
+from mergekit.recipe import (
+    ModelRef,
+    Parameters,
+    Recipe,
+    Setting,
+    Source,
+    coerce,
+    evaluate,
+    filters,
+    leaves,
+    matches,
+    nearest,
+)
 
 KNOWN = frozenset(parameter.name for method in METHODS.values() for parameter in method.parameters())
 """Names that some method reads."""
@@ -38,14 +50,19 @@ def levels(recipe: Recipe) -> Iterator[Level]:
     yield Level(recipe.parameters, False)
 
 
-def groups(recipe: Recipe) -> Iterator[tuple[Parameters, ...]]:
-    """Parameters of models that stand side by side: one group for `models`, one for each slice."""
-    yield tuple(entry.parameters for entry in recipe.models if entry.model != recipe.base_model)
-    for piece in recipe.every_slice():
-        base = piece.base_model or recipe.base_model
-        yield tuple(source.parameters for source in piece.sources if source.model != base)
-    for module in recipe.modules:
-        yield tuple(entry.parameters for entry in module.models if entry.model != recipe.base_model)
+def groups(recipe: Recipe, based: bool) -> Iterator[tuple[Parameters, ...]]:
+    """Parameters of models that stand side by side: one group for `models`, one for each slice.
+
+    Parameters:
+        recipe: the recipe.
+        based: whether the base model stands apart, and is no model among others.
+    """
+    runs: list[tuple[Sequence[Source], ModelRef | None]] = [(recipe.models, None)]
+    runs += [(piece.sources, piece.base_model) for piece in recipe.every_slice()]
+    runs += [(module.models, None) for module in recipe.modules]
+    for sources, own in runs:
+        base = own or recipe.base_model
+        yield tuple(source.parameters for source in sources if not (based and source.model == base))
 
 
 def shared_by_all(name: str, group: Sequence[Parameters]) -> Setting | None:
@@ -62,7 +79,7 @@ def check_parameters(recipe: Recipe, method: type[Method], findings: Findings) -
             path = f"{level.parameters.path}.{name}"
             if name in declared:
                 _check_values(recipe, declared[name], setting, path, findings)
-                _check_level(recipe, declared[name], level, path, findings)
+                _check_level(recipe, declared[name], level, path, findings, method.needs.base != "ignored")
             else:
                 _report_unread(recipe, method, name, path, findings)
     given = {name for level in levels(recipe) for name in level.parameters.settings}
@@ -88,17 +105,19 @@ def _report_unread(recipe: Recipe, method: type[Method], name: str, path: str, f
         findings.warn(what, recipe.place(path), f"one of {listed}")
 
 
-def _check_level(recipe: Recipe, parameter: Parameter, level: Level, path: str, findings: Findings) -> None:
+def _check_level(
+    recipe: Recipe, parameter: Parameter, level: Level, path: str, findings: Findings, based: bool
+) -> None:
     if not level.of_model:
         return
     if parameter.per_model:
-        if level.of_base:
+        if level.of_base and based:
             what = f"parameter `{parameter.name}` of the base model has no effect"
             findings.warn(what, recipe.place(path), "parameters of the models that are compared with it")
         return
-    if any(level.parameters in group and shared_by_all(parameter.name, group) for group in groups(recipe)):
+    if any(level.parameters in group and shared_by_all(parameter.name, group) for group in groups(recipe, based)):
         findings.notice(f"`{parameter.name}` is one value for all models; it is given alike under each and counts once")
-    elif level.of_base:
+    elif level.of_base and based:
         findings.warn(f"parameter `{parameter.name}` of the base model has no effect", recipe.place(path))
     else:
         what = f"`{parameter.name}` is one value for all models, and cannot differ between them"
@@ -121,18 +140,22 @@ def _check_values(recipe: Recipe, parameter: Parameter, setting: Setting, path: 
 def check_filters(recipe: Recipe, names: Iterable[str], findings: Findings) -> None:
     """Record every filter that matches no tensor of the merge."""
     known = list(names)
-    for level in levels(recipe):
-        for name, setting in level.parameters.settings.items():
-            for inner, text in filters(setting):
-                if not any(matches(text, tensor) for tensor in known):
-                    parts = sorted({part for tensor in known for part in tensor.split(".") if not part.isdigit()})
-                    close = nearest(text, parts)
-                    findings.error(
-                        f"filter `{text}` matches no tensor",
-                        recipe.place(f"{level.parameters.path}.{name}{inner}"),
-                        "a part of a tensor name, taken literally",
-                        f"`{close}`" if close else None,
-                    )
+    settings = [
+        (f"{level.parameters.path}.{name}", setting)
+        for level in levels(recipe)
+        for name, setting in level.parameters.settings.items()
+    ]
+    for path, setting in (*settings, *recipe.rules.items()):
+        for inner, text in filters(setting):
+            if not any(matches(text, tensor) for tensor in known):
+                parts = sorted({part for tensor in known for part in tensor.split(".") if not part.isdigit()})
+                close = nearest(text, parts)
+                findings.error(
+                    f"filter `{text}` matches no tensor",
+                    recipe.place(path + inner),
+                    "a part of a tensor name, taken literally",
+                    f"`{close}`" if close else None,
+                )
 
 
 class MissingParameterError(Exception):

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from mergekit import __version__
 from mergekit.checkpoint import plan_shards
 from mergekit.checkpoint.hub import ROOM, Hub
-from mergekit.checkpoint.quantised import SIDE_FILES
 from mergekit.errors import Findings, IncompatibleModelsError
 from mergekit.layout import edit_config
 from mergekit.methods import METHODS, Method
 from mergekit.plan.compatibility import differences, incompatible
-from mergekit.plan.files import copied_files, rebuilt_files
-from mergekit.plan.fingerprint import recipe_hash
-from mergekit.plan.memory import Memory, fit_memory, physical_memory
+from mergekit.plan.files import OutputFiles, with_ids
+from mergekit.plan.fingerprint import provenance
+from mergekit.plan.memory import fit_tasks
 from mergekit.plan.methods import find_method, installed_methods
 from mergekit.plan.models import Model, open_models
 from mergekit.plan.parameters import KNOWN, check_filters, check_parameters
@@ -25,8 +22,9 @@ from mergekit.plan.segments import Arranger, ModuleSegments
 from mergekit.plan.stacking import refuse_packed
 from mergekit.plan.tasks import Plan, TensorTask
 from mergekit.plan.tensors import MERGEABLE, Assembler, slots
+from mergekit.plan.tolerance import rule_for
+from mergekit.plan.vocabulary import choose_vocabulary, keep_numbers
 from mergekit.recipe import Recipe, Vocabulary, read_recipe
-from mergekit.tokenizer import choose_template, tokenizer_config_with
 
 VOCABULARY = Vocabulary(frozenset(METHODS), KNOWN, installed_methods)
 """Names that a recipe may use."""
@@ -80,20 +78,12 @@ def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | Non
     recipe, findings = read_recipe(text, file=file, vocabulary=VOCABULARY)
     method = find_method(recipe, findings, options.allow_code) if recipe else None
     models = open_models(recipe, findings, options.fuse_experts, options.hub) if recipe else ()
-    if recipe:
-        _refuse_vocabularies(recipe, findings)
     if recipe and method:
         check_parameters(recipe, method, findings)
     if recipe is None or method is None or not models:
         findings.raise_errors(options.strict)
         raise AssertionError("a recipe without errors has a method and models")
     return _plan(recipe, method, models, findings, options)
-
-
-def _refuse_vocabularies(recipe: Recipe, findings: Findings) -> None:
-    if recipe.tokenizer is not None:
-        what = "vocabularies are not merged by this version"
-        findings.error(what, recipe.place(recipe.tokenizer.path), "models that share a vocabulary, and no `tokenizer`")
 
 
 def _plan(
@@ -103,42 +93,41 @@ def _plan(
     wanted = list(slots(modules, models))
     names = [name for model in models for name in (*model.checkpoint.tensors, *map(model.own_name, model.views))]
     check_filters(recipe, [*names, *(slot.name for slot in wanted)], findings)
-    copies, texts = _files(recipe, models, options, findings)
+    vocabulary = choose_vocabulary(recipe, models, findings, options.hub) if recipe.tokenizer else None
+    order = vocabulary.order if vocabulary else None
+    if recipe.tokenizer is None and not options.crop_vocabulary:
+        order = keep_numbers(models, findings)
+    files = OutputFiles.of(recipe, models, vocabulary, options.copy_tokenizer, findings)
     findings.raise_errors(options.strict)
     _refuse_unequal_depth(modules, models)
     refuse_packed(modules, models)
     _note_architectures(models, findings)
     _note_heights(models, findings)
     _note_streaming(method, models, findings)
-    assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary, options.seed)
+    order = vocabulary.order if vocabulary else None
+    ruled = rule_for(recipe, "on_shape_mismatch", models[0].layout.embedding or "") != "error"
+    if order is None and not options.crop_vocabulary and not ruled:
+        order = keep_numbers(models, findings)
+    assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary, options.seed, order)
     tasks = assembler.assemble(wanted)
-    texts["config.json"] = _config(models, modules, tasks)
-    texts["mergekit_config.yml"] = recipe.text
+    texts = {**files.texts, "mergekit_config.yml": recipe.text}
+    texts["config.json"] = with_ids(_config(models, modules, tasks), "config.json", vocabulary, findings)
     findings.raise_errors(options.strict)
-    metadata = {"format": "pt", "mergekit_version": __version__, "mergekit_recipe": recipe_hash(recipe.text)}
+    room = ROOM if any(model.checkpoint.remote for model in models) else 0
     return Plan(
         recipe=recipe,
         models=models,
         method=method,
         tasks=tasks,
-        shards=plan_shards([task.out for task in tasks], options.shard_bytes, metadata),
-        copies=copies,
+        shards=plan_shards([task.out for task in tasks], options.shard_bytes, provenance(recipe.text)),
+        copies=files.copies,
         texts=texts,
         leftovers=assembler.leftovers(),
         findings=findings,
-        memory=_memory(tasks, options, any(model.checkpoint.remote for model in models)),
+        memory=fit_tasks(tasks, options.workers, options.max_memory, room),
         seed=options.seed,
+        treated=assembler.tolerance.treated(),
     )
-
-
-def _memory(tasks: Sequence[TensorTask], options: PlanOptions, streamed: bool) -> Memory:
-    rows = max((len(task.operands) for task in tasks), default=1)
-    grain = max((task.target.grain for task in tasks if task.copied is None), default=1)
-    kept = max((task.kept_bytes + task.method.held(task.out.shape) for task in tasks if task.copied is None), default=0)
-    room = ROOM if streamed else 0
-    limit = (options.max_memory or physical_memory() // 4) - room
-    memory = fit_memory(rows, options.workers, limit, grain, kept)
-    return replace(memory, peak=memory.peak + room)
 
 
 def _refuse_unequal_depth(modules: Sequence[ModuleSegments], models: Sequence[Model]) -> None:
@@ -179,27 +168,6 @@ def _note_heights(models: Sequence[Model], findings: Findings) -> None:
             told = {key: model.checkpoint.config[key] for key in _HEIGHTS if key in model.checkpoint.config}
             for key, value in told.items():
                 findings.warn(f"{model.ref} has {stack.count} layers, and its config.json says {key} {value}")
-
-
-def _files(
-    recipe: Recipe, models: Sequence[Model], options: PlanOptions, findings: Findings
-) -> tuple[dict[str, Path], dict[str, str]]:
-    donor = models[0].checkpoint
-    texts = rebuilt_files(donor, options.copy_tokenizer)
-    copies = dict(copied_files(donor.root, options.copy_tokenizer))
-    if not models[0].packed:
-        copies = {name: file for name, file in copies.items() if name not in SIDE_FILES}
-    if recipe.chat_template:
-        checkpoints = [model.checkpoint for model in models]
-        template = choose_template(recipe.chat_template, checkpoints, recipe.place("chat_template"), findings)
-        if template is not None:
-            texts["chat_template.jinja"] = template
-            copies.pop("chat_template.jinja", None)
-            settings = copies.get("tokenizer_config.json")
-            if settings and (edited := tokenizer_config_with(settings, template)) is not None:
-                texts["tokenizer_config.json"] = edited
-                del copies["tokenizer_config.json"]
-    return copies, texts
 
 
 def _config(models: Sequence[Model], modules: Sequence[ModuleSegments], tasks: Sequence[TensorTask]) -> str:

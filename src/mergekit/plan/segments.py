@@ -93,8 +93,11 @@ class Arranger:
             )
             return ()
         sliced = self._sliced(donor.main, self.recipe.slices, ())
-        rest = tuple(self._from_donor(module) for module in donor.modules if module is not donor.main)
-        return (sliced, *rest)
+        rest = [module for module in donor.modules if module is not donor.main]
+        for module in rest:
+            if not all(self._lacks(model.ref, module) for model in self.models[1:]):
+                self.findings.notice(f"`{module.name}` is taken from {self.models[0].ref}: it is no part of the slices")
+        return (sliced, *(self._from_donor(module) for module in rest))
 
     def _refuse_unknown_modules(self) -> None:
         donor = self.models[0].layout

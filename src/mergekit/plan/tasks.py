@@ -100,6 +100,19 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
+class Treated:
+    """Output tensors whose inputs are not all there or not of one shape, and what was done about it.
+
+    Parameters:
+        rule: of the recipe, ``on_missing: base``.
+        tensors: names in the output; also those that are not written for lack of the base's.
+    """
+
+    rule: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that a merge will do.
 
@@ -115,6 +128,7 @@ class Plan:
         findings: warnings and notices for the user.
         memory: workers and their buffers.
         seed: of the random methods.
+        treated: output tensors that a rule of the recipe was needed for.
     """
 
     recipe: Recipe
@@ -128,6 +142,7 @@ class Plan:
     findings: Findings
     memory: Memory
     seed: int
+    treated: tuple[Treated, ...] = ()
 
     def __repr__(self) -> str:
         counts = {

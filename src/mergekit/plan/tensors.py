@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mergekit.checkpoint import DTYPES, DType, TensorSpec, dtype_titled
-from mergekit.errors import Findings, IncompatibleModelsError, MissingTensorError, Place, UnsupportedError
-from mergekit.layout import derived_buffer
+from mergekit.errors import Findings, Place, UnsupportedError
+from mergekit.layout import PREDICTION
 from mergekit.methods import Method
-from mergekit.plan.compatibility import incompatible
 from mergekit.plan.models import Key, Model
 from mergekit.plan.parameters import MissingParameterError, report_missing, values_for
 from mergekit.plan.segments import Input, ModuleSegments, Segment
 from mergekit.plan.tasks import Leftover, Operand, TensorTask
+from mergekit.plan.tolerance import Candidate, Settled, Tolerance
 from mergekit.plan.views import View
+from mergekit.plan.vocabulary import Order
 from mergekit.recipe import Recipe
 
 MERGEABLE = frozenset({"F64", "F32", "F16", "BF16"})
@@ -154,10 +155,12 @@ class Assembler:
     findings: Findings
     crop_vocabulary: bool = False
     seed: int = 0
-    missing: dict[int, list[str]] = field(default_factory=dict)
+    order: Order | None = None
     used: set[tuple[int, str]] = field(default_factory=set)
-    dropped: dict[tuple[int, str], list[str]] = field(default_factory=dict)
-    unequal: list[str] = field(default_factory=list)
+    tolerance: Tolerance = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tolerance = Tolerance(self.recipe, self.method, self.models, self.findings)
 
     def assemble(self, wanted: Sequence[Slot]) -> tuple[TensorTask, ...]:
         """The tasks of all slots.
@@ -167,55 +170,64 @@ class Assembler:
             IncompatibleModelsError: tensors of one slot have different shapes.
         """
         tasks = [task for slot in wanted if (task := self._task(slot)) is not None]
-        if self.unequal or self.missing:
-            self._refuse()
+        self.tolerance.conclude(len(wanted))
         return tuple(tasks)
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """Input tensors that no task reads, by model and reason."""
-        reasons = {index: self._reason(index) for index in range(len(self.models))}
-        given = {
-            (index, why): list(names)
-            for index, model in enumerate(self.models)
-            for why, names in model.left_out.items()
-        }
-        grouped = {**self.dropped, **given}
-        gone = {(index, name) for (index, _), names in grouped.items() for name in names}
-        for index, model in enumerate(self.models):
-            for name in model.checkpoint.tensors:
-                if (index, name) not in self.used and (index, name) not in gone:
-                    grouped.setdefault((index, reasons[index]), []).append(name)
+        gone = set(self.used)  # a tensor may go into several outputs, and not into some of them
+        grouped: dict[tuple[int, str], list[str]] = {}
+        for index, reason, name in self._unread():
+            if (index, name) not in gone:
+                gone.add((index, name))
+                grouped.setdefault((index, reason), []).append(name)
         return tuple(Leftover(index, reason, tuple(names)) for (index, reason), names in grouped.items())
 
-    def _reason(self, index: int) -> str:
-        if all(used != index for used, _ in self.used):
-            return f"{self.method.name} takes only config and other files from this model"
-        return "not selected by the recipe"
+    def _unread(self) -> Iterator[tuple[int, str, str]]:
+        """Why a tensor of a model may be in no output, the first reason for it first."""
+        for (index, reason), names in self.tolerance.dropped.items():
+            yield from ((index, reason, name) for name in names)
+        reading = {index for index, _ in self.used}
+        for index, model in enumerate(self.models):
+            for reason, own in model.left_out.items():
+                yield from ((index, reason, name) for name in own)
+            apart, usual = self._apart(model), "not selected by the recipe"
+            if index not in reading:
+                apart, usual = {}, f"{self.method.name} takes only config and other files from this model"
+            yield from ((index, apart.get(name, usual), name) for name in model.checkpoint.tensors)
 
-    def _refuse(self) -> None:
-        reports = list(self.unequal)
-        for index, names in self.missing.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            reports.append(f"{self.models[index].ref} has no `{names[0]}`{more}")
-        kind = IncompatibleModelsError if self.unequal else MissingTensorError
-        raise incompatible(self.models, reports, kind)
+    def _apart(self, model: Model) -> dict[str, str]:
+        """The reason for tensors of modules that the output does not have."""
+        donor = self.models[0]
+        return {
+            name: f"`{key[0]}` is no part of {donor.ref}, and so none of the output"
+            for key, view in model.views.items()
+            if donor.layout.module(key[0]) is None
+            for name in view.names
+        }
 
     def _task(self, slot: Slot) -> TensorTask | None:
-        found = [self._view(entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
-        views = [self._cropped(slot, view) for view in found if view is not None]
-        if len(views) < len(found):
-            self._note_missing(slot, found)
+        found, lacking = [], []
+        for entry, key in zip(slot.segment.inputs, slot.keys, strict=True):
+            view = self._view(entry, key)
+            if view is None:
+                lacking.append((entry, key))
+            else:
+                found.append(Candidate(entry, key, view))
+        axis = self._token_axis(slot)
+        settled = self.tolerance.settle(slot.name, slot.segment, found, lacking, axis)
+        if settled is None:
             return None
-        if len({view.spec.shape for view in views}) > 1:
-            self._note_unequal(slot, views)
-            return None
-        base = slot.segment.base
-        inputs = list(zip(slot.segment.inputs, slot.keys, views, strict=True))
+        views = [one.view for one in settled.candidates]
+        if axis is not None:
+            views = self._with_rows(slot, [one.entry.model for one in settled.candidates], views, axis)
+        base = None if settled.whole else slot.segment.base
+        inputs = list(zip((one.entry for one in settled.candidates), views, strict=True))
         inputs.sort(key=lambda part: part[0] is not base)  # stable: the base first, the others as they are
-        self.used.update((entry.model, name) for entry, _, view in inputs for name in view.names)
-        method = self._method(slot, [(entry, key) for entry, key, _ in inputs if entry is not base])
-        operands = tuple(Operand(entry.model, view) for entry, _, view in inputs)
-        return self._merged(slot, method, operands, base is not None) if method else None
+        self.used.update((entry.model, name) for entry, view in inputs for name in view.names)
+        method = self._method(slot, settled)
+        operands = tuple(Operand(entry.model, view) for entry, view in inputs)
+        return self._merged(slot, method, operands, inputs[0][0] is base) if method else None
 
     def _merged(self, slot: Slot, method: Method, operands: tuple[Operand, ...], based: bool) -> TensorTask:
         title = self.recipe.out_dtype or self.recipe.dtype
@@ -223,12 +235,16 @@ class Assembler:
         places = [str(self.models[operand.model].ref) for operand in operands]
         return tensor_task(slot.name, method, operands, based, dtype=dtype, seed=self.seed, places=places)
 
-    def _method(self, slot: Slot, entries: Sequence[tuple[Input, Key]]) -> Method | None:
-        if slot.segment.levels == ():  # a module taken over as it is
+    def _method(self, slot: Slot, settled: Settled) -> Method | None:
+        if settled.whole or slot.segment.levels == ():  # a tensor, or a module, taken over as it is
             from mergekit.methods.passthrough import Passthrough
 
             return Passthrough(scale=(1.0,))
-        per_model = [(entry.parameters, self.models[entry.model].own_name(key)) for entry, key in entries]
+        per_model = [
+            (one.entry.parameters, self.models[one.entry.model].own_name(one.key))
+            for one in settled.candidates
+            if one.entry is not slot.segment.base
+        ]
         try:
             values = values_for(self.method, slot.segment.levels, per_model, slot.name, slot.depth)
         except MissingParameterError as error:
@@ -256,36 +272,43 @@ class Assembler:
         model = self.models[entry.model]
         if key in model.views:
             return model.views[key]
-        is_head = any((part := other.part(key)) and part.role == "head" for other in self.models)
+        parts = [other.part(key) for other in self.models]
+        is_head = any(part and part.role == "head" and part.module != PREDICTION for part in parts)
         return model.embedding if is_head else None
 
-    def _cropped(self, slot: Slot, view: View) -> View:
-        """The rows that all inputs have, of a tensor with a row per token, if cropping is asked for."""
-        if not self.crop_vocabulary:
-            return view
-        models = [self.models[entry.model] for entry in slot.segment.inputs]
-        parts = [model.part(key) for model, key in zip(models, slot.keys, strict=True)]
-        if all(part is None or part.vocab_axis != 0 for part in parts):
-            return view
-        others = [self._view(entry, key) for entry, key in zip(slot.segment.inputs, slot.keys, strict=True)]
-        least = min(other.spec.shape[0] for other in others if other is not None)
-        if view.spec.shape[0] == least:
-            return view
+    def _token_axis(self, slot: Slot) -> int | None:
+        """The axis of a tensor that counts tokens, if rows are put in order or cropped along it."""
+        parts = [self.models[e.model].part(key) for e, key in zip(slot.segment.inputs, slot.keys, strict=True)]
+        axis = next((part.vocab_axis for part in parts if part is not None and part.vocab_axis is not None), None)
+        return axis if self.order is not None or (self.crop_vocabulary and axis == 0) else None
+
+    def _with_rows(self, slot: Slot, models: list[int], views: list[View], axis: int) -> list[View]:
+        """Tensors with a row per token: the output's rows, or those that all inputs have if cropping is asked for."""
+        if self.order is not None:
+            return self._ordered(slot, self.order, models, views, axis)
+        return self._cropped(slot, views) if axis == 0 and self.crop_vocabulary else views
+
+    def _named_base(self, slot: Slot) -> int | None:
+        """The base that the recipe names for a slot, whether the method compares with it or not."""
+        own = next((piece.base_model for piece in self.recipe.every_slice() if piece.path == slot.segment.path), None)
+        ref = own or self.recipe.base_model
+        return next((index for index, model in enumerate(self.models) if model.ref == ref), None)
+
+    def _cropped(self, slot: Slot, views: list[View]) -> list[View]:
+        least = min(view.spec.shape[0] for view in views)
+        if all(view.spec.shape[0] == least for view in views):
+            return views
         self.findings.warn(f"vocabulary of `{slot.name}` cut to {least} rows; token ids are not compared")
-        return view.rows(least)
+        return [view if view.spec.shape[0] == least else view.rows(least) for view in views]
 
-    def _note_missing(self, slot: Slot, found: Sequence[View | None]) -> None:
-        shape = next(view.spec.shape for view in found if view is not None)
-        reason = derived_buffer(slot.name, shape)
-        for entry, key, view in zip(slot.segment.inputs, slot.keys, found, strict=True):
-            if reason and view is not None:
-                self.dropped.setdefault((entry.model, reason), []).extend(view.names)
-            elif not reason and view is None:
-                self.missing.setdefault(entry.model, []).append(self.models[entry.model].own_name(key))
-
-    def _note_unequal(self, slot: Slot, views: Sequence[View]) -> None:
-        shapes = [
-            f"{list(view.spec.shape)} in {self.models[entry.model].ref}"
-            for entry, view in zip(slot.segment.inputs, views, strict=True)
-        ]
-        self.unequal.append(f"`{slot.name}` is " + " and ".join(shapes))
+    def _ordered(self, slot: Slot, order: Order, models: list[int], views: list[View], axis: int) -> list[View]:
+        embedding = self.models[models[0]].embedding
+        # A head may have fewer rows than the embedding (Mllama), in any vocabulary.
+        short = embedding.spec.shape[0] - views[0].spec.shape[axis] if embedding is not None else 0
+        try:
+            return order.shortened(max(0, short)).apply(models, self._named_base(slot), views, axis)
+        except KeyError as error:
+            source = self.models[error.args[0]].ref
+            what = f"`{slot.name}` is not merged from {source}, which is to give rows of it"
+            self.findings.error(what, self.recipe.place(slot.segment.path or "tokenizer"))
+            return views

@@ -24,6 +24,7 @@ from mergekit.recipe.references import Address, ModelRef
 from mergekit.recipe.settings import Case
 
 CONTENT = ("models", "slices", "modules")
+RULES = ("on_missing", "on_shape_mismatch")
 
 
 def build_address(fields: Fields) -> Address | None:
@@ -170,6 +171,7 @@ def build_recipe(fields: Fields) -> Recipe | None:
         text="",
         file=None,
         lines={},
+        rules={name: fields.values[name] for name in RULES if fields.optional(name)},
     )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit.recipe.forms import Form, Json, Reading, whole
+from mergekit.recipe.forms import Choice, Form, Json, Reading, any_of, whole
 from mergekit.recipe.model import Parameters
 from mergekit.recipe.nodes import Leaf, Listing, Node, Table, describe
 from mergekit.recipe.records import Record
@@ -37,27 +37,56 @@ class Series(Form[Constant | Gradient]):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings(Form[Setting]):
-    """The value of a parameter.
+class Word(Form[Constant]):
+    """One of several words, for all tensors.
 
     Parameters:
-        case: the form of a conditional setting.
+        noun: what the words are.
+        choice: the words.
     """
 
-    case: Record[Case]
-    noun: str = "a setting"
+    noun: str
+    choice: Choice
 
     def _expected(self) -> str:
-        return "a value, a list of values, or conditional settings such as `[{filter: mlp, value: 0.3}, {value: 0.5}]`"
+        return self.choice.expected
+
+    def _read(self, node: Node, reading: Reading) -> Constant | None:
+        word = self.choice.read(node, reading)
+        return None if word is None else Constant(word)
+
+    def _schema(self) -> Json:
+        return self.choice.schema()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(Form[Setting]):
+    """What may differ between tensors: one value, or cases with a value each.
+
+    Parameters:
+        noun: what it is.
+        value: the form of a value.
+        case: the form of a conditional setting.
+        written: how it is written.
+    """
+
+    noun: str
+    value: Form[Any]
+    case: Record[Case]
+    written: str
+
+    def _expected(self) -> str:
+        return self.written
 
     def _parts(self) -> tuple[Form[Any], ...]:
-        return (self.case,)
+        return (self.value, self.case)
 
     def _read(self, node: Node, reading: Reading) -> Setting | None:
         cases = node.items if isinstance(node, Listing) else (node,)
         conditional = [isinstance(case, Table) for case in cases]
         if not any(conditional):
-            return Series().read(node, reading)
+            plain: Setting | None = self.value.read(node, reading)
+            return plain
         if not all(conditional):
             what = "a setting mixes plain values with conditional settings"
             reading.error(node, what, self.expected, "writing the plain value as `{value: ...}`, last in the list")
@@ -67,7 +96,8 @@ class Settings(Form[Setting]):
         return Filtered(known) if len(known) == len(read) else None
 
     def _schema(self) -> Json:
-        return {"$ref": "#/$defs/setting"}
+        case = self.case.schema()
+        return any_of(self.value.schema(), case, {"type": "array", "items": case})
 
 
 @dataclass(frozen=True, slots=True)

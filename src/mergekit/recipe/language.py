@@ -5,7 +5,8 @@ Both the reader and the JSON Schema follow this table; `assembly.py` makes the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mergekit.recipe.assembly import (
     CONTENT,
@@ -22,7 +23,7 @@ from mergekit.recipe.assembly import (
     build_tokenizer,
 )
 from mergekit.recipe.forms import Choice, Either, Flag, Form, Many, Named, T, Text, Whole, is_table
-from mergekit.recipe.grammar import Layers, ParameterTable, Series, Settings
+from mergekit.recipe.grammar import Layers, ParameterTable, Series, Settings, Word
 from mergekit.recipe.model import SameToken, TokenizerSource, TokenSource
 from mergekit.recipe.nodes import Leaf, Node, Table
 from mergekit.recipe.records import Fields, Key, Record
@@ -37,6 +38,14 @@ _OTHER_DTYPES = {
     **dict.fromkeys(("fp32", "f32", "float", "single"), "float32"),
     **dict.fromkeys(("fp64", "f64", "double"), "float64"),
 }
+_RULES = frozenset({"error", "base", "skip", "crop"})
+_OTHER_RULES = {
+    **dict.fromkeys(("raise", "fail", "refuse", "strict"), "error"),
+    **dict.fromkeys(("donor", "keep", "copy"), "base"),
+    **dict.fromkeys(("ignore", "drop", "omit", "leave_out"), "skip"),
+    **dict.fromkeys(("cut", "truncate", "trim"), "crop"),
+}
+_NO_CROP = {"crop": "`crop` is not possible where there is no tensor"}
 _NO_INTEGERS = {"int64": "`int64` is not possible: weights merged as whole numbers would nearly all be 0"}
 _FOREIGN = {
     "experts": "mixture-of-experts recipes are built by mergekit-moe, which this version does not have yet",
@@ -124,19 +133,29 @@ def _referring(noun: str, build: Callable[[Fields], T | None], parse: Callable[[
 
 REFERENCE = _referring("a model reference", build_reference, ModelRef.parse, _WRITTEN_REFERENCE)
 
-CASE = Record(
-    "a conditional setting",
-    (
-        Key("value", Series(), "the value for the tensors that the filter matches", required=True),
-        Key(
-            "filter",
-            Text("a filter", _any_text, "one piece of text that tensor names contain; one case for every filter"),
-            "text that the tensor's name contains; without it, or with `*`, the value is for every tensor",
-        ),
-    ),
-    build_case,
+_FILTER = Key(
+    "filter",
+    Text("a filter", _any_text, "one piece of text that tensor names contain; one case for every filter"),
+    "text that the tensor's name contains; without it, or with `*`, the value is for every tensor",
 )
-_PARAMETERS = ParameterTable(Settings(CASE))
+
+
+def _settings(noun: str, value: Form[Any], written: str, example: str) -> Settings:
+    key = Key("value", value, "the value for the tensors that the filter matches", required=True)
+    case = Record("a conditional setting", (key, _FILTER), build_case)
+    return Settings(noun, value, case, f"{written}, or conditional settings such as `{example}`")
+
+
+def _rule(noun: str, words: frozenset[str], refused: Mapping[str, str]) -> Settings:
+    known = {other: word for other, word in _OTHER_RULES.items() if word in words}
+    value = Word(noun, Choice(noun, words, known=known, refused=refused))
+    return _settings(noun, value, value.expected, "[{filter: embed_tokens, value: base}, {value: error}]")
+
+
+SETTING = _settings("a setting", Series(), "a value, a list of values", "[{filter: mlp, value: 0.3}, {value: 0.5}]")
+_PARAMETERS = ParameterTable(SETTING)
+_MISSING_RULE = _rule("a rule for missing tensors", _RULES - {"crop"}, _NO_CROP)
+_SHAPE_RULE = _rule("a rule for tensors of unequal shapes", _RULES, {})
 
 
 def _parameters_for(what: str) -> Key:
@@ -251,6 +270,20 @@ RECIPE = Record(
         _SLICES,
         Key("modules", Named(MODULE, "a mapping of modules"), "what to merge into each module of a model with several"),
         _parameters_for("the whole recipe"),
+        Key(
+            "on_missing",
+            _MISSING_RULE,
+            "what is done about a tensor that some model lacks: `error` (the default), `base` takes the base's, `skip` "
+            "merges those of the other models",
+            known=("missing",),
+        ),
+        Key(
+            "on_shape_mismatch",
+            _SHAPE_RULE,
+            "what is done about a tensor whose shapes differ: `error` (the default), `base` takes the base's, `skip` "
+            "merges those of the base's shape, `crop` cuts all of them to what they share",
+            known=("on_mismatch", "shape_mismatch"),
+        ),
         Key("dtype", _DTYPE, "dtype of the merged weights", known=("torch_dtype",)),
         Key("out_dtype", _DTYPE, "dtype to write, where it differs from `dtype`"),
         Key("tokenizer", TOKENIZER, "which tokenizer the merged model gets"),

@@ -158,6 +158,8 @@ class Recipe:
         text: the recipe as it was read.
         file: its name as the user gave it, or None.
         lines: path to line number, counted from 1.
+        rules: what is done about tensors that some models lack or have in another shape, by the key of the rule; a rule
+            that is not written is not there.
     """
 
     method: str
@@ -173,6 +175,7 @@ class Recipe:
     text: str = field(repr=False)
     file: str | None
     lines: Mapping[str, int] = field(repr=False)
+    rules: Mapping[str, Setting] = field(default_factory=dict)
 
     def place(self, path: str) -> Place:
         """Return where `path` stands; what is not written gets the line of the nearest part around it."""

@@ -9,10 +9,12 @@ from mergekit.recipe.forms import Reading, Vocabulary
 from mergekit.recipe.language import RECIPE, foreign
 from mergekit.recipe.model import Recipe
 from mergekit.recipe.nodes import Table, describe, parse
-from mergekit.recipe.records import homes, structure
+from mergekit.recipe.records import Record, homes, structure
 
 
-def read_recipe(text: str, *, file: str | None = None, vocabulary: Vocabulary) -> tuple[Recipe | None, Findings]:
+def read_recipe(
+    text: str, *, file: str | None = None, vocabulary: Vocabulary, language: Record[Recipe] = RECIPE
+) -> tuple[Recipe | None, Findings]:
     r"""Read a recipe and report every mistake in its structure at once.
 
     Whether the parameters suit the method is not looked at here. After errors the recipe is what could be read, so
@@ -23,6 +25,7 @@ def read_recipe(text: str, *, file: str | None = None, vocabulary: Vocabulary) -
         text: the recipe, one YAML document.
         file: name of the file, for messages.
         vocabulary: names of the methods and of their parameters.
+        language: the table of the keys that may be written.
 
     Returns:
         The recipe, or None if a model, the method or the whole structure cannot be read; and the findings. Bad input
@@ -35,13 +38,15 @@ def read_recipe(text: str, *, file: str | None = None, vocabulary: Vocabulary) -
         `wieght` is not a key of an entry of `models`
     """
     findings = Findings()
-    recipe = _read(text, file, vocabulary, findings)
+    recipe = _read(text, file, vocabulary, language, findings)
     for problems in (findings.errors, findings.warnings):
         problems.sort(key=_line)
     return recipe, findings
 
 
-def _read(text: str, file: str | None, vocabulary: Vocabulary, findings: Findings) -> Recipe | None:
+def _read(
+    text: str, file: str | None, vocabulary: Vocabulary, language: Record[Recipe], findings: Findings
+) -> Recipe | None:
     document = parse(text, file, findings)
     if document.root is None:
         return None
@@ -53,8 +58,8 @@ def _read(text: str, file: str | None, vocabulary: Vocabulary, findings: Finding
         place = Place("", file, document.root.line)
         findings.error(f"{describe(document.root)} is not a recipe", place, "a mapping such as `merge_method: linear`")
         return None
-    reading = Reading(file, findings, vocabulary, homes(RECIPE), structure(RECIPE), document.lines)
-    recipe = RECIPE.read(document.root, reading)
+    reading = Reading(file, findings, vocabulary, homes(language), structure(language), document.lines)
+    recipe = language.read(document.root, reading)
     return recipe and replace(recipe, text=text, file=file, lines=document.lines)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from mergekit.recipe.forms import Json, Vocabulary
-from mergekit.recipe.language import CASE, METHOD_FILE, RECIPE
+from mergekit.recipe.language import METHOD_FILE, RECIPE, SETTING
 
-_CASE = CASE.schema()
 _SETTINGS: Json = {
     "scalar": {"type": ["boolean", "number", "string"]},
     "series": {
@@ -14,7 +13,7 @@ _SETTINGS: Json = {
     },
     "setting": {
         "description": "a value, a gradient, or conditional settings of which the first that matches decides",
-        "anyOf": [{"$ref": "#/$defs/series"}, _CASE, {"type": "array", "items": _CASE}],
+        **SETTING.schema(),
     },
 }
 

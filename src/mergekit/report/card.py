@@ -28,7 +28,8 @@ def model_card(plan: Plan, title: str) -> str:
     sections = [
         f"---\n{_front_matter(plan)}---",
         f"# {_escaped(title) or 'merge'}",
-        "This is a merge of pretrained language models, made with mergekit.",
+        f"This is a merge of pretrained {'language models' if 'config.json' in plan.texts else 'checkpoints'}, "
+        "made with mergekit.",
         "## Merge details",
         "### Merge method",
         _method(plan),
@@ -54,7 +55,8 @@ def _front_matter(plan: Plan) -> str:
     refs = [model.ref for model in plan.models]
     addresses = [address for ref in refs for address in (ref.model, ref.adapter) if address]
     names = list(dict.fromkeys(address.path for address in addresses if is_hub_name(address.path)))
-    front: dict[str, object] = {"library_name": "transformers", "tags": ["mergekit", "merge"], **_shared_terms(plan)}
+    library = {"library_name": "transformers"} if "config.json" in plan.texts else {}
+    front: dict[str, object] = {**library, "tags": ["mergekit", "merge"], **_shared_terms(plan)}
     if names:
         front |= {"base_model": names, "base_model_relation": "merge"}
     return yaml.safe_dump(front, sort_keys=True, allow_unicode=True)

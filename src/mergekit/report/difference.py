@@ -278,6 +278,10 @@ class _Room(threading.local):
         """Fill a buffer with the bytes of an extent."""
         self._files.read(extent, into)
 
+    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
+        """Fill parts of a buffer with as many stretches of a file, all of one size."""
+        self._files.gather(file, starts, places, nbytes, into)
+
     def buffer(self, use: str, nbytes: int) -> Raw:
         """Room for one use, kept between chunks."""
         held = self._held.get(use)

@@ -134,7 +134,7 @@ def _module(model: _Model, module: ModuleLayout) -> ModuleFacts:
         count_key=stack.count_key if stack else None,
         share=_share(module.name, [stored for stored, _ in own]),
         kinds=tuple(_kinds(own)),
-        settings=dict(_settings(model.config, stack)) if stack else {},
+        settings=dict(_settings(model, stack)) if stack else {},
     )
 
 
@@ -170,13 +170,14 @@ def _beginnings(entry: str) -> list[str]:
     return [*(".".join(name[:length]) for length in range(1, len(name) + 1)), entry]
 
 
-def _settings(config: Mapping[str, object], stack: Stack) -> Iterator[tuple[str, tuple[object, ...]]]:
+def _settings(model: _Model, stack: Stack) -> Iterator[tuple[str, tuple[object, ...]]]:
     """What config.json says about every layer, where it does not say the same about all."""
+    config = model.config
     for key in filter(None, stack.config_path.split(".")):
         nested = config.get(key)
         config = nested if isinstance(nested, Mapping) else {}
     settings = with_implied(config, stack.count)
-    for encoding in encodings(settings, stack.prefix, {stack.count}):
+    for encoding in encodings(settings, stack, {stack.count}, model.layout.stacks):
         told = encoding.read(settings, stack.count)
         if told is not None and any(value != told[0] for value in told):
             yield encoding.key, tuple(told)

@@ -10,6 +10,7 @@
     settings   [{method, based, parameters}]         each combination once
     tensors    [{name, dtype, shape, sources: [{model, tensor}], settings, grain, norm, relative_distance, non_finite}]
     left_over  [{model, reason, tensors}]
+    rules      [{rule, tensors}]                     output tensors that some models lack or have in another shape
     warnings   [{what, place, expected, hint}]
     notices    [text]
 
@@ -101,6 +102,7 @@ def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str,
         "left_over": [
             {"model": entry.model, "reason": entry.reason, "tensors": entry.tensors} for entry in plan.leftovers
         ],
+        "rules": [{"rule": entry.rule, "tensors": entry.tensors} for entry in plan.treated],
         "warnings": [_warning(problem) for problem in plan.findings.warnings],
         "notices": plan.findings.notices,
     }
@@ -128,7 +130,8 @@ def _plain(value: Any) -> Any:
 
 
 def _parent(index: int, model: Model, plan: Plan) -> dict[str, object]:
-    roles = {"base": index in bases(plan), "donor": index == 0, "merged": index in merged(plan)}
+    donor = index == 0 and "config.json" in plan.texts
+    roles = {"base": index in bases(plan), "donor": donor, "merged": index in merged(plan)}
     return {
         "model": str(model.ref),
         "role": [role for role, held in roles.items() if held],
@@ -214,8 +217,8 @@ def headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     totals = report["totals"]
     return [
         ("tensors", f"{totals['tensors']:,} with {totals['parameters']:,} parameters"),
-        ("read", _size(totals["bytes_read"])),
-        ("written", f"{_size(totals['bytes_written'])} in {_counted(totals['shards'], 'file')}"),
+        ("read", in_units(totals["bytes_read"])),
+        ("written", f"{in_units(totals['bytes_written'])} in {_counted(totals['shards'], 'file')}"),
         ("time", f"{sum(report['seconds'].values()):.1f} s"),
         *_distance(report),
         *_left_over(report["left_over"]),
@@ -243,11 +246,11 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _size(nbytes: int) -> str:
+def in_units(nbytes: int) -> str:
     """A size in decimal units.
 
     Example:
-        >>> _size(1_234_567)
+        >>> in_units(1_234_567)
         '1.23 MB'
     """
     size, units = float(nbytes), ["bytes", "kB", "MB", "GB"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit.checkpoint import Files, Stored, open_checkpoint, read_header
+from mergekit.checkpoint.finding import SAFETENSORS
 from mergekit.errors import CheckpointError, MissingModelError, Problem
 from mergekit.kernels import RAW
 from mergekit.layout import Layout, read_layout
@@ -36,6 +37,7 @@ class Verification:
         bytes: their size.
         problems: everything that is wrong.
         checked: what was looked at, in words.
+        remarks: what is there, is not used, and does not matter to a loader.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Verification:
     bytes: int
     problems: tuple[Problem, ...]
     checked: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -60,6 +63,7 @@ class _Folder:
         config: contents of config.json; empty if there is none.
         layout: what both say the model is.
         problems: why a loader would stumble.
+        remarks: what it would pass over.
     """
 
     root: Path
@@ -67,6 +71,7 @@ class _Folder:
     config: Mapping[str, object]
     layout: Layout
     problems: tuple[Problem, ...]
+    remarks: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
@@ -107,17 +112,22 @@ def verify_folder(out: Path) -> Verification:
         problems += [*_wrong_shards(folder, claims), *_wrong_tensors(folder, claims)]
     checked.append("values and norms of all weights" if claims else "values of all weights")
     problems += _wrong_values(folder, claims)
-    return Verification(out, len(folder.tensors), folder.nbytes, tuple(dict.fromkeys(problems)), tuple(checked))
+    found = tuple(dict.fromkeys(problems))
+    return Verification(out, len(folder.tensors), folder.nbytes, found, tuple(checked), folder.remarks)
 
 
 def _open(root: Path) -> _Folder:
     """Open a folder as a loader would; if that fails, take what there is."""
     tensors: dict[str, Stored] = {}
     config: Mapping[str, object] = {}
+    remarks: tuple[str, ...] = ()
     try:
         checkpoint = open_checkpoint(root)
         tensors, config = dict(checkpoint.tensors), checkpoint.config
-        problems = [Problem(remark, str(root)) for remark in checkpoint.remarks]
+        # A merge leaves nothing unused; pickles and GGUF files of others hold what loaders pass over.
+        plain = all(shard.suffix == SAFETENSORS.suffix for shard in checkpoint.shards)
+        remarks = () if plain or (root / _REPORT).is_file() else checkpoint.remarks
+        problems = [Problem(remark, str(root)) for remark in checkpoint.remarks if not remarks]
     except MissingModelError:
         raise
     except CheckpointError as error:
@@ -126,7 +136,7 @@ def _open(root: Path) -> _Folder:
         parsed = _parsed(root / "config.json")
         config = parsed if isinstance(parsed, dict) else {}
     layout = read_layout({name: stored.spec.shape for name, stored in tensors.items()}, config)
-    return _Folder(root, tensors, config, layout, tuple(problems))
+    return _Folder(root, tensors, config, layout, tuple(problems), remarks)
 
 
 def _salvage(root: Path, tensors: dict[str, Stored]) -> Iterator[Problem]:
@@ -154,7 +164,7 @@ def wrong_layers(layout: Layout, config: Mapping[str, object], file: Path) -> It
         config: contents of config.json.
         file: where it is.
     """
-    stacks = [module.stack for module in layout.modules if module.stack]
+    stacks = layout.stacks
     taken = {key for stack in stacks for key in (stack.count_key, *stack.same_count_keys)}
     for stack in stacks:
         # A single numbered entry may serve as every layer (ALBERT).

@@ -80,6 +80,7 @@ class _Access:
 
     def __init__(self, files: Files) -> None:
         self.read = files.read
+        self.gather = files.gather
 
     def buffer(self, _use: str, nbytes: int) -> NDArray[Any]:
         return np.empty(nbytes, np.uint8)

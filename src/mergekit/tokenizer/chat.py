@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 
 from mergekit.checkpoint import Checkpoint
 from mergekit.errors import CheckpointError, Findings, Place
@@ -32,20 +31,20 @@ def model_template(checkpoint: Checkpoint) -> str | None:
     settings = checkpoint.text(_SETTINGS)
     if settings is None:
         return None
-    found = _read_object(settings, checkpoint.root / _SETTINGS).get("chat_template")
+    found = _read_object(settings, str(checkpoint.root / _SETTINGS)).get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found.strip() if isinstance(found, str) else None
 
 
-def _read_object(text: str, file: Path) -> dict[str, object]:
+def _read_object(text: str, place: str) -> dict[str, object]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"not valid JSON: {error}", place=str(file)) from error
+        raise CheckpointError(f"not valid JSON: {error}", place=place) from error
     if not isinstance(found, dict):
-        raise CheckpointError("not a JSON object", place=str(file))
+        raise CheckpointError("not a JSON object", place=place)
     return found
 
 
@@ -109,15 +108,20 @@ def _majority(models: Sequence[Checkpoint], findings: Findings) -> str | None:
     return Counter(found).most_common(1)[0][0]  # equal counts stay in the order of first appearance
 
 
-def tokenizer_config_with(file: Path, template: str) -> str | None:
+def tokenizer_config_with(text: str, place: str, template: str) -> str | None:
     """The text of a tokenizer_config.json that agrees with a chat template in a file of its own.
 
     A template inside is replaced; None where there is none, so that the file can stay as it is.
 
+    Parameters:
+        text: contents of the file.
+        place: where it is, for messages.
+        template: the chat template.
+
     Raises:
         CheckpointError: the file is not JSON.
     """
-    settings = _read_object(file.read_text(encoding="utf-8"), file)
+    settings = _read_object(text, place)
     if "chat_template" not in settings:
         return None
     settings["chat_template"] = template

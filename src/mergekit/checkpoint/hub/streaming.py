@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock, get_ident
@@ -74,6 +74,15 @@ class RemoteFiles:
             part = memoryview(self._result(block, future))[first : first + len(rest)]
             rest[: len(part)] = part
             rest, position = rest[len(part) :], position + len(part)
+
+    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
+        """Fill parts of a buffer with as many stretches of a file, all of one size: see :meth:`Files.gather`."""
+        if file not in self._remote:
+            self._local.gather(file, starts, places, nbytes, into)
+            return
+        room = octets(into)
+        for start, place in zip(starts, places, strict=True):
+            self.read(Extent(file, start, start + nbytes), room[place : place + nbytes])
 
     def prefetch(self, extent: Extent) -> None:
         """Ask for the first and the last block of an extent, where merges begin."""

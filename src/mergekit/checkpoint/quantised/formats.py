@@ -112,13 +112,16 @@ def group_tensors(tensors: Mapping[str, Stored], settings: Settings) -> Grouped:
     for rule in RULES:
         for name in [name for name in rest if name.endswith(rule.mark)]:
             if name in rest and (parts := _parts(rule, name.removesuffix(rule.mark), rest, settings)):
+                _refuse_strided(parts)
                 weights[parts.name] = rule.read(parts)
                 for used in parts.names:
                     del rest[used]
     for name in [name for name, stored in rest.items() if stored.spec.dtype.name in _FLOAT8]:
         if settings.method is not None:
             raise _missing(name, rest[name], f"`{name}_scale_inv` or `{name}_scale`")
-        weights[name] = unscaled(Parts(name, {"": rest.pop(name)}, "", settings))
+        parts = Parts(name, {"": rest.pop(name)}, "", settings)
+        _refuse_strided(parts)
+        weights[name] = unscaled(parts)
     activations = _activations(rest) if settings.method else ()
     plain = {name: stored for name, stored in rest.items() if name not in activations}
     if settings.method:
@@ -141,6 +144,18 @@ def _parts(rule: Rule, stem: str, rest: Mapping[str, Stored], settings: Settings
     endings = dict.fromkeys((rule.codes, rule.mark, *rule.needed, *rule.beside))
     found = {ending: rest[stem + ending] for ending in endings if stem + ending in rest}
     return Parts(stem + rule.weight, found, rule.codes, settings)
+
+
+def _refuse_strided(parts: Parts) -> None:
+    """Codecs find codes and factors by their place in a file, which strides of a pickle would change."""
+    for stored in parts.stored.values():
+        if stored.strides is not None:
+            raise UnsupportedError(
+                f"`{stored.spec.name}`, a part of the quantised weight `{parts.name}`, is a view whose entries are not "
+                "in row-major order, and this version cannot read such weights",
+                place=str(stored.extent.file),
+                hint="the same checkpoint saved as safetensors, or with `.contiguous()` tensors",
+            )
 
 
 def _missing(name: str, stored: Stored, expected: str) -> MissingTensorError:

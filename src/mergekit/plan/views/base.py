@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
@@ -23,6 +24,9 @@ class Access(Protocol):
 
     def read(self, extent: Extent, into: Buffer) -> None:
         """Fill a buffer with the bytes of an extent."""
+
+    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
+        """Fill parts of a buffer with as many stretches of a file, all of one size; all in bytes."""
 
     def buffer(self, use: str, nbytes: int) -> Raw:
         """Uninitialised bytes, the same ones for the same use until it is asked for again."""
@@ -64,6 +68,11 @@ class View(ABC):
     def kept_bytes(self) -> int:
         """Bytes that are kept while the tensor is being worked on, and of room beside the stretch that is asked for."""
         return 0
+
+    def gather(self, access: Access, starts: Sequence[int], places: Sequence[int], count: int, into: Raw) -> None:
+        """Fill parts of `into` with as many stretches of `count` entries, as `read` does; all in entries."""
+        for start, place in zip(starts, places, strict=True):
+            self.read(access, start, start + count, into[place : place + count])
 
     def rows(self, count: int) -> View:
         """The first `count` rows."""

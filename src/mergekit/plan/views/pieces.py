@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
+
 from mergekit.checkpoint import Extent, Stored, TensorSpec
-from mergekit.plan.views.base import Access, Raw, StoredView
+from mergekit.kernels import RAW
+from mergekit.plan.views.base import Access, Raw, StoredView, View
 
 
 @final
@@ -60,3 +63,13 @@ class Pieces(StoredView):
         for extent in self.extents(start, stop):
             access.read(extent, into[: extent.nbytes])
             into = into[extent.nbytes :]
+
+    def gather(self, access: Access, starts: Sequence[int], places: Sequence[int], count: int, into: Raw) -> None:
+        """The stretches of one stored tensor in one go, where they need no widening."""
+        name, size = self.spec.dtype.name, self.spec.dtype.bits // 8
+        if len(self.pieces) > 1 or name not in RAW or into.dtype != np.dtype(RAW[name]):
+            View.gather(self, access, starts, places, count, into)
+            return
+        (piece,) = self.pieces
+        begins = [piece.start + start * size for start in starts]
+        access.gather(piece.file, begins, [place * size for place in places], count * size, into.view(np.uint8))

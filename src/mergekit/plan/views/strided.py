@@ -18,7 +18,7 @@ _GAP = 1 << 15  # bytes between two runs that are rather read than skipped: skip
 
 
 @dataclass(frozen=True, slots=True)
-class _Box:
+class Box:
     """A rectangular part of a tensor.
 
     Parameters:
@@ -73,16 +73,16 @@ class Strided(StoredView):
             >>> [(extent.start, extent.stop) for extent in transposed.extents(0, 4)]
             [(10, 16)]
         """
-        boxes = list(_boxes(self.spec.shape, start, stop))
-        if boxes:
-            first = min(self._place(box) for box in boxes)
-            last = max(self._place(box) + span_of(box.shape, self.strides) * self._size for box in boxes)
+        found = list(boxes(self.spec.shape, start, stop))
+        if found:
+            first = min(self._place(box) for box in found)
+            last = max(self._place(box) + span_of(box.shape, self.strides) * self._size for box in found)
             yield Extent(self.extent.file, first, last)
 
     def read_bytes(self, access: Access, start: int, stop: int, into: Raw) -> None:
         """Read what lies close together at once, and pick the entries out of it."""
         entries = into.view(f"u{self._size}")
-        for box in _boxes(self.spec.shape, start, stop):
+        for box in boxes(self.spec.shape, start, stop):
             count = math.prod(box.shape)
             self._gather(access, self._place(box), entries[:count].reshape(box.shape))
             entries = entries[count:]
@@ -91,7 +91,7 @@ class Strided(StoredView):
     def _size(self) -> int:
         return self.spec.dtype.bits // 8
 
-    def _place(self, box: _Box) -> int:
+    def _place(self, box: Box) -> int:
         entries = sum(index * stride for index, stride in zip(box.first, self.strides, strict=True))
         return self.extent.start + entries * self._size
 
@@ -116,12 +116,12 @@ class Strided(StoredView):
         into[...] = np.ndarray(into.shape, into.dtype, room.data, 0, steps)
 
 
-def _boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[_Box]:
-    """Cut the entries [start, stop), in row-major order, into rectangles."""
+def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
+    """Cut the entries [start, stop) of a tensor, in row-major order, into rectangles."""
     if start >= stop:
         return
     if not shape:
-        yield _Box((), ())
+        yield Box((), ())
         return
     row = math.prod(shape[1:])
     first, last = -(-start // row), stop // row  # the rows that are there from end to end
@@ -130,12 +130,12 @@ def _boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[_Box]:
         return
     yield from _inside(shape, first - 1, start, first * row)
     if first < last:
-        yield _Box((first, *(0 for _ in shape[1:])), (last - first, *shape[1:]))
+        yield Box((first, *(0 for _ in shape[1:])), (last - first, *shape[1:]))
     yield from _inside(shape, last, last * row, stop)
 
 
-def _inside(shape: tuple[int, ...], row: int, start: int, stop: int) -> Iterator[_Box]:
+def _inside(shape: tuple[int, ...], row: int, start: int, stop: int) -> Iterator[Box]:
     """Cut the entries [start, stop), which are all in one row."""
     begin = row * math.prod(shape[1:])
-    for box in _boxes(shape[1:], start - begin, stop - begin):
-        yield _Box((row, *box.first), (1, *box.shape))
+    for box in boxes(shape[1:], start - begin, stop - begin):
+        yield Box((row, *box.first), (1, *box.shape))

@@ -1,0 +1,107 @@
+"""Vocabularies of a recipe that says nothing about them: equal ids have to mean equal tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mergekit.checkpoint import Checkpoint
+from mergekit.errors import CheckpointError, Findings
+from mergekit.plan.models import Model
+from mergekit.plan.vocabulary.order import Order, by_number
+from mergekit.tokenizer import TokenTable, parse_table
+
+_FILE = "tokenizer.json"
+_UNION = "`tokenizer: {source: union}`, which aligns the models by their tokens"
+
+
+def embedding_heights(models: Sequence[Model]) -> dict[int, int]:
+    """Rows of the embedding of every model that has one."""
+    return {index: own.spec.shape[0] for index, model in enumerate(models) if (own := model.embedding) is not None}
+
+
+def keep_numbers(models: Sequence[Model], findings: Findings) -> Order | None:
+    """Rows of matrices of different heights by their numbers; None if all are alike, or if nothing is known of them.
+
+    The output is as high as the donor's matrices. Where ids are known to mean other tokens that is an error, or a
+    warning if the heights are the same.
+
+    Parameters:
+        models: the models, the donor first.
+        findings: where mistakes and remarks are recorded.
+    """
+    heights = embedding_heights(models)
+    if 0 not in heights:
+        return None
+    agree = _agree(models, heights, findings)
+    if len(set(heights.values())) < 2 or not agree:
+        return None
+    findings.warn(_remark(models, heights), hint=_UNION)
+    return by_number(heights, heights[0])
+
+
+def _remark(models: Sequence[Model], heights: Mapping[int, int]) -> str:
+    least = heights[0]
+    short = " and ".join(str(models[index].ref) for index, height in heights.items() if height < least)
+    tall = " and ".join(str(models[index].ref) for index, height in heights.items() if height > least)
+    filled = f"; rows that {short} lack{'s' if ' and ' not in short else ''} are taken from it" if short else ""
+    cut = f"; further rows of {tall} are left out" if tall else ""
+    counts = " and ".join(f"{height:,}" for height in dict.fromkeys(heights.values()))
+    return f"the vocabularies have {counts} rows: the output has {least:,}, as {models[0].ref}{filled}{cut}"
+
+
+def _agree(models: Sequence[Model], heights: Mapping[int, int], findings: Findings) -> bool:
+    """Whether ids are known to mean the same tokens in all models; a difference is recorded."""
+    texts = [_text(model.checkpoint) for model in models]
+    if len(set(texts)) == 1:
+        return texts[0] is not None
+    tables = _tables(models, texts, findings)
+    first, others = tables[0], list(enumerate(tables))[1:]
+    if first is None:
+        return False
+    known = {index: table for index, table in others if table is not None and index in heights}
+    alike = [_agrees(models, index, first, table, heights, findings) for index, table in known.items()]
+    return len(known) == len(others) and all(alike)
+
+
+def _agrees(
+    models: Sequence[Model],
+    index: int,
+    first: TokenTable,
+    other: TokenTable,
+    heights: Mapping[int, int],
+    findings: Findings,
+) -> bool:
+    if other is first:
+        return True
+    rows = min(heights[0], heights[index])
+    texts = {number: text for text, number in first.ids.items()}
+    unlike = [(text, number) for text, number in other.ids.items() if number < rows and texts.get(number, text) != text]
+    if not unlike:
+        return True
+    text, number = unlike[0]
+    record = findings.warn if heights[0] == heights[index] else findings.error
+    count = "1 id means another token" if len(unlike) == 1 else f"{len(unlike):,} ids mean other tokens"
+    record(
+        f"{count} in {models[index].ref} than in {models[0].ref}: {number} is {text!r} and {texts[number]!r}",
+        hint=_UNION,
+    )
+    return False
+
+
+def _tables(models: Sequence[Model], texts: Sequence[str | None], findings: Findings) -> list[TokenTable | None]:
+    known: dict[str | None, TokenTable | None] = {None: None}
+    for model, text in zip(models, texts, strict=True):
+        if text is not None and text not in known:
+            try:
+                known[text] = parse_table(text, str(model.checkpoint.root / _FILE))
+            except CheckpointError as error:
+                known[text] = None
+                findings.warn(f"the tokenizer of {model.ref} is not compared: {error.problem.what}")
+    return [known[text] for text in texts]
+
+
+def _text(checkpoint: Checkpoint) -> str | None:
+    try:
+        return checkpoint.text(_FILE)
+    except (OSError, UnicodeDecodeError):
+        return None
