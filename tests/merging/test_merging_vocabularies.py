@@ -325,6 +325,54 @@ def test_other_tokens_under_the_same_ids_and_other_sizes_are_refused(tmp_path):
     assert next(task for task in cropped.tasks if task.out.name == EMBEDDING).out.shape == (257, WIDTH)
 
 
+# SLERP of vocabulary tensors
+
+
+def arc(a, b, t):
+    """The point on the arc between two whole tensors, in float64."""
+    a, b = a.double(), b.double()
+    angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+
+
+@pytest.mark.parametrize("where", ["top", "parameters"])
+def test_vocabulary_tensors_are_merged_on_the_arc(where, tmp_path):
+    first, second = (write(tmp_path / name, byte_tokens("<s>"), 257, seed) for seed, name in enumerate("ab"))
+    models = [(tmp_path / "a", {"weight": 0.75}), (tmp_path / "b", {"weight": 0.25})]
+    setting = {"embed_slerp": True} if where == "top" else {"parameters": {"embed_slerp": True}}
+    text = recipe("linear", models, base_model=str(tmp_path / "a"), **setting)
+    assert warnings(text) == []
+    found, *_ = merged(text, tmp_path / "out")
+    for name in found:
+        straight = 0.75 * first[name].double() + 0.25 * second[name].double()
+        expected = arc(first[name], second[name], 0.25) if name in (EMBEDDING, HEAD) else straight
+        torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_vocabulary_tensors_of_a_base_and_a_model_meet_halfway(tmp_path):
+    first, second = (write(tmp_path / name, byte_tokens("<s>"), 257, seed) for seed, name in enumerate("ab"))
+    text = recipe(
+        "task_arithmetic",
+        [(tmp_path / "b", {"weight": 0.3})],
+        base_model=str(tmp_path / "a"),
+        embed_slerp=True,
+    )
+    found, *_ = merged(text, tmp_path / "out")
+    expected = arc(first[EMBEDDING], second[EMBEDDING], 0.5)
+    torch.testing.assert_close(found[EMBEDDING].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_three_models_have_no_arc(tmp_path):
+    for seed, name in enumerate("abc"):
+        write(tmp_path / name, byte_tokens("<s>"), 257, seed)
+    models = [(tmp_path / name, {"weight": 1}) for name in "abc"]
+    (warning,) = warnings(recipe("linear", models, embed_slerp=True))
+    assert warning.startswith("embed_slerp has an effect on tensors of two models only")
+    found, *_ = merged(recipe("linear", models, embed_slerp=True), tmp_path / "out")
+    plain, *_ = merged(recipe("linear", models), tmp_path / "plain")
+    assert octets(found[EMBEDDING]) == octets(plain[EMBEDDING])
+
+
 # Ids, holes, and rows that are not there
 
 

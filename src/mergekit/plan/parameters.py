@@ -80,7 +80,7 @@ def check_parameters(recipe: Recipe, method: type[Method], findings: Findings) -
             if name in declared:
                 _check_values(recipe, declared[name], setting, path, findings)
                 _check_level(recipe, declared[name], level, path, findings, method.needs.base != "ignored")
-            else:
+            elif not (name == "embed_slerp" and level.parameters is recipe.parameters):
                 _report_unread(recipe, method, name, path, findings)
     given = {name for level in levels(recipe) for name in level.parameters.settings}
     for parameter in declared.values():

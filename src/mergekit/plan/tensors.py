@@ -227,7 +227,22 @@ class Assembler:
         self.used.update((entry.model, name) for entry, view in inputs for name in view.names)
         method = self._method(slot, settled)
         operands = tuple(Operand(entry.model, view) for entry, view in inputs)
-        return self._merged(slot, method, operands, inputs[0][0] is base) if method else None
+        if method is None:
+            return None
+        if self.recipe.embed_slerp and not settled.whole and self._vocabulary_axis(slot) is not None:
+            return self._on_the_arc(slot, method, operands, inputs[0][0] is base)
+        return self._merged(slot, method, operands, inputs[0][0] is base)
+
+    def _on_the_arc(self, slot: Slot, method: Method, operands: tuple[Operand, ...], based: bool) -> TensorTask:
+        """Merge a vocabulary tensor by SLERP: halfway, or at the second model's share where both have a weight."""
+        if len(operands) != 2:
+            self._tell(self.findings.warn, "embed_slerp has an effect on tensors of two models only", slot)
+            return self._merged(slot, method, operands, based)
+        from mergekit.methods.slerp import Slerp
+
+        weights: Sequence[float] = getattr(method, "weight", ())
+        total = sum(weights) if len(weights) == 2 else 0
+        return self._merged(slot, Slerp(t=weights[1] / total if total else 0.5), operands, True)
 
     def _merged(self, slot: Slot, method: Method, operands: tuple[Operand, ...], based: bool) -> TensorTask:
         title = self.recipe.out_dtype or self.recipe.dtype
@@ -276,10 +291,14 @@ class Assembler:
         is_head = any(part and part.role == "head" and part.module != PREDICTION for part in parts)
         return model.embedding if is_head else None
 
+    def _vocabulary_axis(self, slot: Slot) -> int | None:
+        """The axis of a tensor that counts tokens."""
+        parts = [self.models[e.model].part(key) for e, key in zip(slot.segment.inputs, slot.keys, strict=True)]
+        return next((part.vocab_axis for part in parts if part is not None and part.vocab_axis is not None), None)
+
     def _token_axis(self, slot: Slot) -> int | None:
         """The axis of a tensor that counts tokens, if rows are put in order or cropped along it."""
-        parts = [self.models[e.model].part(key) for e, key in zip(slot.segment.inputs, slot.keys, strict=True)]
-        axis = next((part.vocab_axis for part in parts if part is not None and part.vocab_axis is not None), None)
+        axis = self._vocabulary_axis(slot)
         return axis if self.order is not None or (self.crop_vocabulary and axis == 0) else None
 
     def _with_rows(self, slot: Slot, models: list[int], views: list[View], axis: int) -> list[View]:

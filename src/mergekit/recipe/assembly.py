@@ -21,10 +21,11 @@ from mergekit.recipe.model import (
 )
 from mergekit.recipe.records import Fields
 from mergekit.recipe.references import Address, ModelRef
-from mergekit.recipe.settings import Case
+from mergekit.recipe.settings import Case, Constant
 
 CONTENT = ("models", "slices", "modules")
 RULES = ("on_missing", "on_shape_mismatch")
+_YES = Constant(True)  # old recipes have it among the parameters
 
 
 def build_address(fields: Fields) -> Address | None:
@@ -171,6 +172,7 @@ def build_recipe(fields: Fields) -> Recipe | None:
         text="",
         file=None,
         lines={},
+        embed_slerp=bool(fields.optional("embed_slerp")) or _parameters(fields).settings.get("embed_slerp") == _YES,
         rules={name: fields.values[name] for name in RULES if fields.optional(name)},
     )
 

@@ -12,8 +12,8 @@ from mergekit.recipe.nodes import Leaf, Listing, Node, Table, describe
 from mergekit.recipe.records import Record
 from mergekit.recipe.settings import Case, Constant, Filtered, Gradient, Scalar, Setting
 
-# Keys that published recipes carry under `parameters`, where they never had an effect.
-_LEFTOVERS = frozenset({"dtype"})
+# Keys that published recipes carry under `parameters`.
+_LEFTOVERS = frozenset({"dtype", "embed_slerp"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,6 +293,11 @@ RECIPE = Record(
             "older spelling of `tokenizer: {source: ...}`",
         ),
         Key(
+            "embed_slerp",
+            Flag(),
+            "whether two models' tensors with a row per token are merged by SLERP, whatever the method is",
+        ),
+        Key(
             "chat_template",
             Text("a chat template", _filled),
             "name of a built-in chat template, or Jinja text, or `auto`",

@@ -158,6 +158,7 @@ class Recipe:
         text: the recipe as it was read.
         file: its name as the user gave it, or None.
         lines: path to line number, counted from 1.
+        embed_slerp: whether vocabulary tensors of two models are merged by SLERP.
         rules: what is done about tensors that some models lack or have in another shape, by the key of the rule; a rule
             that is not written is not there.
     """
@@ -176,6 +177,7 @@ class Recipe:
     file: str | None
     lines: Mapping[str, int] = field(repr=False)
     rules: Mapping[str, Setting] = field(default_factory=dict)
+    embed_slerp: bool = False
 
     def place(self, path: str) -> Place:
         """Return where `path` stands; what is not written gets the line of the nearest part around it."""

@@ -95,8 +95,10 @@ def unite(base: TokenTable, others: Sequence[TokenTable], extra: Iterable[str] =
     """
     flags = _flags(others)
     ids = dict(base.ids)
+    following = base.size - len(ids)
     for text in (text for other in others for text in other.ids):
-        ids.setdefault(text, base.size + len(ids) - len(base.ids))
+        if text not in ids:
+            ids[text] = following + len(ids)
     promoted = [text for text in base.ids if text in flags and text not in base.added and flags[text]["special"]]
     new = list(ids)[len(base.ids) :]
     gained = {text: flags[text] for text in (*promoted, *new) if text in flags}
