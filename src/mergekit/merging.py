@@ -7,9 +7,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mergekit.checkpoint import Files, ShardWriter, shard_index
 from mergekit.checkpoint.finding import SAFETENSORS
@@ -19,6 +19,9 @@ from mergekit.checkpoint.writing import reported
 from mergekit.errors import OutputError
 from mergekit.plan import Plan, PlanOptions, plan_merge
 from mergekit.report import merge_report, model_card
+
+if TYPE_CHECKING:
+    from mergekit.engine import Beginning
 
 
 class Progress(Protocol):
@@ -48,13 +51,15 @@ class JobOptions:
     Parameters:
         plan: options of planning.
         device: None for compiled kernels on the CPU, else a torch device or "auto".
-        overwrite: replace an existing output folder.
+        overwrite: replace an existing output folder, and what another interrupted merge has left for this output.
+        restart: begin anew, whatever an interrupted merge has left.
         model_card: write README.md.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
     device: str | None = None
     overwrite: bool = False
+    restart: bool = False
     model_card: bool = True
 
 
@@ -68,7 +73,8 @@ def merge_recipe(
 ) -> Mapping[str, object]:
     """Merge what a recipe describes into a new model folder.
 
-    The folder appears complete, by one rename, or not at all.
+    The folder appears complete, by one rename, or not at all. What is finished when the merge is interrupted stays in a
+    folder beside it, and the same merge into the same folder continues from there.
 
     Parameters:
         text: the recipe, YAML.
@@ -107,10 +113,13 @@ def carry_out(
     began = time.perf_counter()
     refuse_occupied(out, options.overwrite)
     progress = progress or Silent()
-    plan = _announced(planned(), out, progress)
-    with output_folder(out, options.overwrite) as partial:
-        report = _write_weights(plan, partial, options, progress, began)
-        _write_rest(plan, partial, out, options, report)
+    plan = planned()
+    _refuse_input(out, plan)
+    with output_folder(out, options.overwrite) as folder:
+        beginning = _begin(plan, folder, options)
+        with beginning.guarded():
+            report = _write_weights(beginning, progress, began)
+            _write_rest(plan, folder, out, options, report)
     return report
 
 
@@ -134,15 +143,12 @@ def carry_out_into_file(
     began = time.perf_counter()
     refuse_taken(out, options.overwrite)
     progress = progress or Silent()
-    plan = _announced(planned(), out, progress)
-    with output_file(out, options.overwrite, SAFETENSORS.single) as partial:
-        return _write_weights(plan, partial, options, progress, began)
-
-
-def _announced(plan: Plan, out: Path, progress: Progress) -> Plan:
+    plan = planned()
     _refuse_input(out, plan)
-    progress.planned(plan)
-    return plan
+    with output_file(out, options.overwrite, SAFETENSORS.single) as folder:
+        beginning = _begin(plan, folder, options)
+        with beginning.guarded():
+            return _write_weights(beginning, progress, began)
 
 
 @contextmanager
@@ -154,15 +160,26 @@ def inputs_of(plan: Plan) -> Iterator[RemoteFiles]:
         yield files
 
 
-def _write_weights(
-    plan: Plan, partial: Path, options: JobOptions, progress: Progress, began: float
-) -> Mapping[str, object]:
-    from mergekit.engine import execute, open_device
+def _begin(plan: Plan, folder: Path, options: JobOptions) -> Beginning:
+    from mergekit.engine import begin, open_device
 
-    compute = open_device(options.device)
+    return begin(plan, folder, open_device(options.device), options.restart, options.overwrite)
+
+
+def _write_weights(beginning: Beginning, progress: Progress, began: float) -> Mapping[str, object]:
+    from mergekit.engine import execute
+
+    plan = beginning.plan
+    # The report is that of an undisturbed merge: what is to be said about this one is not in the plan.
+    notices = [*plan.findings.notices, *beginning.notices]
+    progress.planned(replace(plan, findings=replace(plan.findings, notices=notices)))
     planned = time.perf_counter()
-    with inputs_of(plan) as files, ShardWriter(partial, plan.shards) as writer:
-        outcomes = list(execute(plan, files, writer, compute, progress.advance))
+    outcomes = beginning.finished(progress.advance)
+    done = {outcome.task for outcome in outcomes}
+    with inputs_of(plan) as files, ShardWriter(beginning.folder, plan.shards) as writer:
+        for outcome in execute(plan, files, writer, beginning.compute, progress.advance, done):
+            beginning.note(outcome)
+            outcomes.append(outcome)
     seconds = {"planning": planned - began, "merging": time.perf_counter() - planned}
     return merge_report(plan, outcomes, seconds)
 

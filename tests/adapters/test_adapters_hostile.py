@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_checkpoints import merge, octets, read_model, recipe, write_llama
 
+from mergekit.adapters.config import read_lora_config
 from mergekit.errors import NonFiniteError, RecipeError
 
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -123,6 +124,50 @@ def test_a_link_out_of_the_folder(base, adapter, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$",
+        "(a*)*b",
+        "(a|a)+b",
+        "(a?){40}b",
+        "a?" * 40 + "a" * 40,
+        "(a|a)" * 40 + "b",
+        ".*.*.*.*.*b",
+        "((a|b)*c)*",
+        r"(a)\1+",
+        "(?=a+)+",
+        "(?P<a>a)+",
+        "a" * 2000,
+    ],
+)
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_patterns_that_never_end_are_refused(key, pattern, base, adapter):
+    """Over a name of a hundred letters Python's `re` would try out more than there is time for."""
+    assert "matched at once" in refused(base, adapter(**{key: {pattern: 2}}))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        "^model.layers.0.self_attn.q_proj",
+        r"model\.layers\.\d+\.self_attn\.(q|k|v)_proj",
+        r".*\.layers\.(0|1|2|3|4|5|6|7|8|9|10|11|12|13|14|15)\..*(q_proj|k_proj|v_proj|o_proj)",
+        r"layers\.([0-9]|1[0-5])\.mlp\.(?:gate|up|down)_proj",
+        "[)*+(]",
+        r"\(a\+\)\+",
+    ],
+)
+def test_patterns_as_people_write_them_are_read(pattern, tmp_path):
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({"peft_type": "LORA", "r": 8, "rank_pattern": {pattern: 4}}))
+    config = read_lora_config(file)
+    for name in ("model.layers.0.self_attn.q_proj", "a" * 3000, "(a+)+", "0" * 300):
+        assert config.rank_of(name) in (4, 8)
+    assert config.rank_of("x") == 8
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("r", 0),
@@ -166,7 +211,6 @@ def test_settings_that_cannot_be(key, value, base, adapter):
         ("peft_type", "PROMPT_TUNING", "PROMPT_TUNING"),
         ("layer_replication", [[0, 2], [1, 2]], "`layer_replication`"),
         ("megatron_config", {"x": 1}, "`megatron_config`"),
-        ("target_parameters", ["experts.gate_up_proj"], "`target_parameters`"),
         ("alora_invocation_tokens", [1], "`alora_invocation_tokens`"),
         ("use_qalora", True, "`use_qalora`"),
         ("init_lora_weights", "pissa", "pissa"),

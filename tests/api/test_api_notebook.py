@@ -315,6 +315,7 @@ CHANGED = {
     "num_threads": 1,
     "out_shard_size": 1,
     "overwrite": True,
+    "restart": True,
     "random_seed": 1,
     "stream": True,
     "strict": True,
@@ -327,7 +328,7 @@ def test_every_setting_of_a_merge_has_an_option():
     job, usual = carrying_out(MergeOptions(**CHANGED)), merging.JobOptions()
     for changed, default in ((job, usual), (job.plan, usual.plan)):
         same = [each.name for each in fields(default) if getattr(changed, each.name) == getattr(default, each.name)]
-        assert same == []
+        assert set(same) <= {"preview", "language"}  # of commands that look ahead, and of other languages
     assert carrying_out(MergeOptions()) == usual
 
 
@@ -336,7 +337,7 @@ def test_every_flag_is_an_option():
     written = {name for flag in flags for name in flag.opts if name.startswith("--")}
     options = {f"--{each.name.replace('_', '-')}" for each in fields(MergeOptions)}
     assert len(flags) > 20
-    assert written - options == {"--help", "--version", "--json", "--verbose"}
+    assert written - options == {"--help", "--version", "--json", "--verbose", "--plan", "--no-check"}
     assert options - written == {"--verbosity"}
 
 

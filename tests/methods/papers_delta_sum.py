@@ -97,7 +97,8 @@ def elected(base, thinned, parameters):
     """Yadav et al. 2023, algorithm 1, lines 8 to 16, with weights."""
     weights = np.array(parameters["weight"], np.float64).reshape(-1, *[1] * base.ndim)
     votes = weights * thinned
-    sign = np.where(votes.sum(axis=0) >= 0, 1, -1)  # line 8: γ = sgn(Σ_t τ̂_t), of the sum 0 taken as +
+    polled = np.sign(votes) if parameters.get("consensus_method") == "count" else votes
+    sign = np.where(polled.sum(axis=0) >= 0, 1, -1)  # line 8: γ = sgn(Σ_t τ̂_t), of the sum 0 taken as +
     agree = np.sign(votes) == sign  # line 11: A^p = {t : γ_t^p = γ^p}
     merged = (votes * agree).sum(axis=0)
     if parameters["normalize"]:

@@ -42,6 +42,7 @@ def ties_of(*models, base=None, path="fused", **parameters):
         "lambda_": 1.0,
         "rescale": False,
         "rescale_norm": "l1",
+        "consensus_method": "sum",
         **parameters,
     }
     return merged(Ties(**given), np.zeros_like(models[0]) if base is None else base, *models, path=path)

@@ -13,6 +13,8 @@ from mergekit.merging import JobOptions, merge_recipe
 from mergekit.plan import PlanOptions
 
 HIDDEN, VOCABULARY, INNER = 64, 128, 96
+_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+END = {"id": 100, "content": "</s>", **_FLAGS, "special": True}
 MakeModel = Callable[..., Path]
 Merge = Callable[..., Path]
 
@@ -88,9 +90,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         }
         (folder / "config.json").write_text(json.dumps(config))
         tokenizer = {"model": {"type": "BPE", "vocab": {f"t{index}": index for index in range(100)}, "merges": []}}
-        (folder / "tokenizer.json").write_text(
-            json.dumps(tokenizer | {"added_tokens": [{"id": 100, "content": "</s>"}]})
-        )
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"added_tokens": [END]}))
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
         return folder

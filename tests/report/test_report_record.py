@@ -23,6 +23,7 @@ class Told:
     distance: float = 1.0
     reference: float = 2.0
     broken: int = 0
+    checksum: int = 0
 
 
 def written(folder: Path) -> dict:

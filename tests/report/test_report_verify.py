@@ -11,6 +11,8 @@ from mergekit.errors import MissingModelError
 from mergekit.report import Verification, verify_folder
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+END = {"id": 100, "content": "</s>", **FLAGS, "special": True}
 METHODS = ("linear", "slerp", "ties", "task_arithmetic", "passthrough")
 NAN = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
@@ -182,14 +184,32 @@ def test_another_machine_may_round_otherwise(recipe_of, merge):
     assert "have changed" in what
 
 
-def test_the_same_machine_may_not(recipe_of, merge):
+def test_without_checksums_norms_are_compared(recipe_of, merge):
+    """Reports of older versions have none."""
     out = merge(recipe_of("linear"))
+    change(out / "merge_report.json", lambda report: [entry.pop("checksum") for entry in report["tensors"]])
+    assert whats(verify_folder(out)) == []
+    overwrite(open_checkpoint(out).tensors[WEIGHT], 0)
+    (what,) = whats(verify_folder(out))
+    assert "their norm is" in what
 
-    def nudge(report):
-        report["tensors"][3]["norm"] *= 1 + 1e-9
 
-    change(out / "merge_report.json", nudge)
-    assert len(whats(verify_folder(out))) == 1
+def test_values_that_change_places_are_found(recipe_of, merge):
+    """A norm does not see that; a checksum does, also of what is no floating-point number."""
+    out = merge(recipe_of("linear"))
+    stored = open_checkpoint(out).tensors[WEIGHT]
+    raw = stored.extent.file.read_bytes()[stored.extent.start : stored.extent.stop]
+    overwrite(stored, 0, raw[4:8] + raw[:4] + raw[8:])
+    (what,) = whats(verify_folder(out))
+    assert "their checksum is" in what
+
+
+def test_another_number_of_parameters_is_found(recipe_of, merge):
+    out = merge(recipe_of("linear"))
+    change(out / "merge_report.json", lambda report: report["totals"].update(parameters=7))
+    (what,) = whats(verify_folder(out))
+    assert what.startswith("the model has ")
+    assert what.endswith(" parameters")
 
 
 def test_a_truncated_file_is_found(recipe_of, merge):
@@ -307,28 +327,34 @@ def test_a_head_that_loaders_ignore_is_found(make_model, merge):
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (lambda value: value["added_tokens"].append({"id": 127}), None),
-        (lambda value: value["added_tokens"].append({"id": 128}), "token id 128, `model.embed_tokens.weight` has 128"),
-        (lambda value: value["model"]["vocab"].update(x=4000), "token id 4000"),
-        (lambda value: value["model"].update(vocab=[["a", 0.0]] * 128), None),
-        (lambda value: value["model"].update(vocab=[["a", 0.0]] * 129), "token id 128"),
+        (lambda value: value["model"]["vocab"].update({"</s>": 100, "u": 127}), None),
+        (lambda value: value["model"]["vocab"].update(x=128), "token 'x' has the id 128, but there are 128 rows"),
+        (lambda value: value["model"]["vocab"].update(x=4000), "token 'x' has the id 4000"),
         (lambda value: value.pop("added_tokens"), None),
-        (lambda value: value.pop("model"), "is no tokenizer"),
-        (lambda value: value["model"].update(vocab={"a": None}), "is no tokenizer"),
-        (lambda value: value.update(added_tokens=3), "is no tokenizer"),
+        (lambda value: value["added_tokens"].append({**END, "id": 101, "content": "a", "single_word": 1}), "a flag of"),
+        (lambda value: value["added_tokens"][0].update(content=""), None),
+        (lambda value: value.pop("model"), "`model` is not an object"),
+        (lambda value: value["model"].update(vocab={"a": None}), "the id of token 'a' is None"),
+        (lambda value: value.update(added_tokens=3), "`added_tokens` is not a list"),
+        (lambda value: value["model"].update(merges=[["x", "y"]]), "`tokenizers` cannot load it"),
+        (lambda value: value["model"].update(merges=[["t1", "0"]]), "`tokenizers` cannot load it"),
+        (lambda value: value.update(normalizer={"type": "Lowercase"}), None),
     ],
 )
-def test_token_ids_fit_the_embedding(make_model, edit, expected):
+def test_the_tokenizer_loads_and_its_ids_have_rows(make_model, edit, expected):
     model = make_model("m", 1)
     change(model / "tokenizer.json", edit)
     found = whats(verify_folder(model))
-    assert len(found) == (expected is not None)
-    assert expected is None or expected in found[0]
+    assert [expected] * len(found) == ([] if expected is None else [expected])
+    assert all(what.startswith(expected) for what in found)
 
 
 def test_a_tokenizer_that_is_not_json_is_found(make_model):
     model = make_model("m", 1)
     (model / "tokenizer.json").write_text("{'a': 1}")
+    (what,) = whats(verify_folder(model))
+    assert what.startswith("not valid JSON")
+    (model / "tokenizer.json").write_bytes(b"\xff")
     (what,) = whats(verify_folder(model))
     assert what.startswith("tokenizer.json cannot be read")
 
@@ -357,13 +383,16 @@ def test_a_base_of_zeros_does_not_hide_a_difference(make_model, merge):
 SPOILT = (
     lambda report: report.clear(),
     lambda report: report.update(format=2),
-    lambda report: report.pop("machine"),
+    lambda report: report.pop("totals"),
+    lambda report: report.update(options=3),
     lambda report: report.update(tensors=5),
     lambda report: report.update(tensors=["a"]),
     lambda report: report.update(settings=[]),
     lambda report: report["shards"][0].update(bytes=float("inf")),
     lambda report: report["tensors"][0].update(shape="abc"),
     lambda report: report["tensors"][0].update(norm=[]),
+    lambda report: report["tensors"][0].update(checksum="x"),
+    lambda report: report["tensors"][0].update(checksum=7),
     lambda report: report["tensors"][0].update(settings="x"),
 )
 

@@ -95,7 +95,7 @@ HOSTILE = {
     "`model.vocab` is not a list of scored tokens": '{"model": {"type": "Unigram", "vocab": {"a": 0}}}',
     "`model.vocab` is not a list": '{"model": {"type": "Unigram", "vocab": [["a", NaN]]}}',
     "id of token 'a' is -1": tokenizer_json(bpe_model({"a": -1}, [])),
-    "id of token 'a' is 2147483648": tokenizer_json(bpe_model({"a": 2**31}, [])),
+    "id of token 'a' is 4194304": tokenizer_json(bpe_model({"a": 2**22}, [])),
     "id of token 'a' is 1.0": tokenizer_json(bpe_model({"a": 1.0}, [])),
     "id of token 'a' is True": tokenizer_json(bpe_model({"a": True}, [])),
     "id of token 'a' is None": '{"model": {"vocab": {"a": null}}}',

@@ -25,6 +25,23 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertProducts:
+    """A product is added to each matrix of a fused tensor of experts: ``W[e] + scale · B[e] @ A[e]``.
+
+    Parameters:
+        a: shape (experts · rank, in): expert by expert.
+        b: shape (out, rank · experts): of each inner dimension all experts.
+        scale: factor of the products.
+        transposed: whether the base has the transposes, shape (experts, in, out).
+    """
+
+    a: Stored
+    b: Stored
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NewNorms:
     """Outputs are scaled so that they have these norms (DoRA); comes after the product.
 
@@ -74,5 +91,5 @@ class Replacement:
     values: Stored
 
 
-Change = Product | NewNorms | Offset | NewRows | Replacement
+Change = Product | ExpertProducts | NewNorms | Offset | NewRows | Replacement
 """One step; several are done in their order."""

@@ -19,7 +19,6 @@ _REFUSED = {
     "layer_replication": "repeats layers of the base: slices of the recipe do that",
     "megatron_config": "is for weights that Megatron has cut into parts",
     "monteclora_config": "draws its weights at random",
-    "target_parameters": "changes parameters of fused experts",
     "use_bdlora": "has factors in diagonal blocks",
     "use_qalora": "has factors for groups of inputs",
 }
@@ -27,6 +26,10 @@ _REFUSED = {
 
 _INITIAL = {"", "true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
 """Ways of beginning a training (`init_lora_weights`) that leave the base's weights as they are."""
+
+_LONGEST = 128  # characters of a module's name, from its end, that patterns are held against
+_STEPS = 10**8  # of matching: about a second
+_WRAPPED = r"(.*\.)?({})$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class LoraConfig:
         biased: whether products come with a bias (`lora_bias`).
         inputs_first: whether matrices are stored transposed, where nothing else tells (`fan_in_fan_out`).
         tokens: rows that are trained, by the end of a module's name; "" for any module.
+        parameters: those with products that are no weights of modules, by the end of their names.
     """
 
     rank: int
@@ -54,14 +58,17 @@ class LoraConfig:
     biased: bool
     inputs_first: bool
     tokens: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...] = ()
 
     def rank_of(self, module: str) -> int:
         """Rank of the product for a module."""
-        return next((rank for pattern, rank in self.ranks.items() if pattern.match(module)), self.rank)
+        end = module[-_LONGEST:]
+        return next((rank for pattern, rank in self.ranks.items() if pattern.match(end)), self.rank)
 
     def scale_of(self, module: str) -> float:
         """Factor of the product for a module."""
-        alpha = next((alpha for pattern, alpha in self.alphas.items() if pattern.match(module)), self.alpha)
+        end = module[-_LONGEST:]
+        alpha = next((alpha for pattern, alpha in self.alphas.items() if pattern.match(end)), self.alpha)
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.root_scaled else alpha / rank
 
@@ -111,10 +118,19 @@ class _Settings:
         if not isinstance(value, dict) or not all(valid(number) for number in value.values()):
             numbers = "whole numbers of at least 1" if ranks else "finite numbers"
             raise self.wrong(key, f"patterns for names of modules, and {numbers}")
+        if endless := next((pattern for pattern in value if _may_take_forever(pattern)), None):
+            raise self.wrong(key, f"patterns that are matched at once, unlike {_shown(endless)}")
         try:
-            return {re.compile(rf"(.*\.)?({pattern})$"): number for pattern, number in value.items()}
+            return {re.compile(_WRAPPED.format(pattern)): number for pattern, number in value.items()}
         except (re.error, OverflowError, RecursionError) as error:
             raise self.wrong(key, f"patterns that Python's `re` can read ({error})") from error
+
+    def parameters(self) -> tuple[str, ...]:
+        """`target_parameters`."""
+        value = self.values.get("target_parameters") or []
+        if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+            raise self.wrong("target_parameters", "names of parameters")
+        return tuple(value)
 
     def tokens(self) -> dict[str, tuple[int, ...]]:
         """`trainable_token_indices`: a list, or one for each module."""
@@ -124,6 +140,22 @@ class _Settings:
         if not isinstance(lists, dict) or not all(_are_indices(indices) for indices in lists.values()):
             raise self.wrong(key, "token ids, each once")
         return {module: tuple(indices) for module, indices in lists.items()}
+
+
+def _may_take_forever(pattern: str) -> bool:
+    """Whether a pattern may be one over which Python's `re` tries out more than can be waited for.
+
+    Repeated groups and references back are refused, which no pattern for names of modules needs. Without them the ways
+    to match are the places where each repetition may end, times the choices of each group.
+    """
+    if len(pattern) > 1000 or re.search(r"\\[1-9]|\(\?(?!:)", pattern):
+        return True
+    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", pattern.replace("(?:", "("))
+    if re.search(r"\)[*+{]", plain):
+        return True
+    repeated = 1 + len(re.findall(r"[*+?{]", plain))  # and one before every pattern
+    choices = math.prod(1 + part.count("|") for part in re.split(r"[()]", plain))
+    return bool(_LONGEST**repeated * choices > _STEPS * math.factorial(repeated))
 
 
 def _is_rank(value: object) -> bool:
@@ -167,6 +199,7 @@ def read_lora_config(file: Path) -> LoraConfig:
         biased=settings.flag("lora_bias"),
         inputs_first=settings.flag("fan_in_fan_out"),
         tokens=settings.tokens(),
+        parameters=settings.parameters(),
     )
 
 

@@ -15,7 +15,9 @@ from mergekit.errors import CheckpointError, MissingModelError
 CONFIG = "adapter_config.json"
 """The file that says what the tensors of an adapter mean."""
 
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
+"""The file of its tensors."""
+
 _PICKLED = "adapter_model.bin"
 
 
@@ -58,7 +60,7 @@ def open_adapter(root: Path) -> Adapter:
 
 
 def _opened(root: Path) -> Adapter:
-    expected = f"a folder with {CONFIG} and {_WEIGHTS}"
+    expected = f"a folder with {CONFIG} and {WEIGHTS}"
     if not root.is_dir():
         what = "the adapter is a file, not a folder" if root.exists() else "there is no such folder"
         raise MissingModelError(what, place=str(root), expected=expected)
@@ -66,11 +68,11 @@ def _opened(root: Path) -> Adapter:
         hint = f"`{root}` as a model of its own: it is no adapter" if is_there(root, "config.json") else None
         raise CheckpointError(f"no {CONFIG} in the folder", place=str(root), expected=expected, hint=hint)
     config = read_lora_config(root / CONFIG)
-    name = next((name for name in (_WEIGHTS, _PICKLED) if is_there(root, name)), None)
+    name = next((name for name in (WEIGHTS, _PICKLED) if is_there(root, name)), None)
     if name is None:
-        raise CheckpointError(f"no {_WEIGHTS} in the folder", place=str(root), expected=expected)
+        raise CheckpointError(f"no {WEIGHTS} in the folder", place=str(root), expected=expected)
     file = root / name
-    found = read_header(file) if name == _WEIGHTS else open_pickle(file)
+    found = read_header(file) if name == WEIGHTS else open_pickle(file)
     if not found.tensors:
         raise CheckpointError("the adapter has no tensors", place=str(file))
     remarks = () if isinstance(found, Header) else found.remarks

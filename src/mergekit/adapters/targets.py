@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, final
 
-from mergekit.adapters.changes import Change, NewNorms, NewRows, Offset, Product, Replacement
+from mergekit.adapters.changes import Change, ExpertProducts, NewNorms, NewRows, Offset, Product, Replacement
 from mergekit.adapters.folder import Adapter
 from mergekit.adapters.names import Base, Names, Parts, find_names, read_parts
+from mergekit.adapters.orientation import inputs_first
+from mergekit.adapters.parameters import square_experts_inputs_first, target_of
 from mergekit.checkpoint import Stored, TensorSpec
 from mergekit.errors import CheckpointError, UnsupportedError
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_NUMBER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def match_adapter(adapter: Adapter, base: Base) -> Adaptation:
     parts = read_parts(adapter)
     wanted = {**parts.whole}
     for module, own in parts.modules.items():
-        wanted[f"{module}.weight"] = next(iter(own.values()))
+        wanted[target_of(module, adapter.config.parameters)] = next(iter(own.values()))
         if "lora_B.bias" in own and adapter.config.biased:
             wanted[f"{module}.bias"] = own["lora_B.bias"]
     names = find_names(adapter, wanted, base)
@@ -107,7 +107,7 @@ class _Changes:
         return Replacement(stored)
 
     def _of_module(self, module: str, own: Mapping[str, Stored]) -> Iterator[tuple[str, Change]]:
-        weight = f"{module}.weight"
+        weight = target_of(module, self.adapter.config.parameters)
         if "trainable_tokens_delta" in own:
             if len(own) > 1:
                 self._refuse(f"`{module}` has both new rows and a product")
@@ -118,6 +118,9 @@ class _Changes:
         for part in (first, second):
             if part not in own:
                 self._refuse(f"`{module}` has no `{part}`, and has {', '.join(own)}", f"`{first}` and `{second}`")
+        if len(self._spec(weight).shape) == 3 and len(own[first].spec.shape) == 2:
+            yield weight, self._products(weight, own[first], own[second])
+            return
         product = self._product(module, own[first], own[second], embedded)
         yield weight, product
         magnitudes = own.get("lora_magnitude_vector")
@@ -143,21 +146,24 @@ class _Changes:
                 hint="the model that the adapter was trained on",
             )
         if plain and transposed:
-            transposed = self._inputs_first(self.names.own[f"{module}.weight"])
+            told = inputs_first(self.names.own[f"{module}.weight"], self.base.tensors)
+            transposed = config.inputs_first if told is None else told
         return Product(a, b, config.scale_of(module), transposed)
 
-    def _inputs_first(self, name: str) -> bool:
-        """Whether a square matrix is stored transposed, as GPT-2 does: where its layer's biases count columns."""
-        if name.removesuffix("weight") + "bias" not in self.base.tensors:
-            return False
-        stack = _NUMBER.split(name)[0]
-        for other, spec in self.base.tensors.items():
-            bias = self.base.tensors.get(other.removesuffix("weight") + "bias")
-            shape = spec.shape
-            told = other.endswith(".weight") and bias is not None and len(shape) == 2 and shape[0] != shape[1]
-            if told and bias is not None and _NUMBER.split(other)[0] == stack:
-                return bias.shape == shape[1:]
-        return self.adapter.config.inputs_first
+    def _products(self, name: str, a: Stored, b: Stored) -> ExpertProducts:
+        config, (experts, *lines) = self.adapter.config, self._spec(name).shape
+        rank = config.rank_of(name)
+        inner = (a.spec.shape[0], *b.spec.shape[1:])
+        plain, flipped = ([b.spec.shape[0], *a.spec.shape[1:]] == order for order in (lines, lines[::-1]))
+        if inner != (experts * rank, experts * rank) or not (plain or flipped):
+            self._refuse(
+                f"{list(b.spec.shape)} and {list(a.spec.shape)} make no products of rank {rank} for `{name}`",
+                expected=f"products for {experts} experts of {lines}",
+                hint="the model that the adapter was trained on; `r` and `rank_pattern` of adapter_config.json",
+            )
+        if plain and flipped:
+            flipped = square_experts_inputs_first(self.base.config)
+        return ExpertProducts(a, b, config.scale_of(name), flipped)
 
     def _norms(self, module: str, product: Product, magnitudes: Stored | None) -> NewNorms:
         said = self.adapter.config.dora

@@ -43,6 +43,7 @@ class MergeOptions:
         write_model_card: write README.md.
         experts: "as-stored", or "fused" to merge and write the matrices of all experts of a layer as one tensor each.
         overwrite: replace an output folder that holds a model.
+        restart: begin anew, whatever an interrupted merge has left; else it continues.
         strict: treat warnings about the recipe as errors.
         allow_code: run the Python file that `merge_method` names.
         unsafe_truncate_embeddings: cut vocabularies of unequal size to the rows that all models have.
@@ -75,6 +76,7 @@ class MergeOptions:
     write_model_card: bool = True
     experts: Literal["as-stored", "fused"] = "as-stored"
     overwrite: bool = False
+    restart: bool = False
     strict: bool = False
     allow_code: bool = False
     unsafe_truncate_embeddings: bool = False
@@ -146,5 +148,6 @@ def carrying_out(options: MergeOptions, bars: bool = False) -> merging.JobOption
         plan=planning(options, bars),
         device=device(options),
         overwrite=options.overwrite,
+        restart=options.restart,
         model_card=options.write_model_card,
     )

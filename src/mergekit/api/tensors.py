@@ -176,7 +176,8 @@ def _memory(tasks: Sequence[TensorTask], limit: int | None) -> Memory:
     """Buffers, and no more workers than the largest tensor has stripes."""
     rows = max((len(task.operands) for task in tasks), default=1)
     grain = max((task.target.grain for task in tasks if task.copied is None), default=1)
-    memory = fit_memory(rows, limit=limit, grain=grain)
+    scratch = max((task.method.scratch(len(task.operands)) for task in tasks), default=0)
+    memory = fit_memory(rows, limit=limit, grain=grain, scratch=scratch)
     stripes = max((-(-task.out.count // memory.stripe) for task in tasks), default=1)
     return replace(memory, workers=max(1, min(memory.workers, stripes)))
 

@@ -192,8 +192,10 @@ def is_there(root: Path, name: str) -> bool:
     if not file.is_file():
         return False
     home, target = root.resolve(), file.resolve()
-    repository = home.parent.parent  # of a snapshot in the hub's cache, which has blobs for all repositories too
-    if not any(target.is_relative_to(part) for part in (home, repository / "blobs", repository.parent / "blobs")):
+    allowed = [home]
+    if home.parent.name == "snapshots":  # of the hub's cache, which has blobs for a repository, or for all of them
+        allowed += [repository / "blobs" for repository in home.parents[1:3]]
+    if not any(target.is_relative_to(part) for part in allowed):
         raise CheckpointError(
             f"`{name}` is a link to `{target}`, outside of the folder",
             place=str(root),

@@ -57,13 +57,13 @@ class Checkpoint:
         """Contents of a small file of the model, line ends as they are; None if there is no such file.
 
         Raises:
+            CheckpointError: it is a link that leads out of the folder.
             UnicodeDecodeError: it is not UTF-8.
             OSError: it cannot be read.
         """
         if name in self.texts:
             return self.texts[name]()
-        file = self.root / name
-        return file.read_bytes().decode("utf-8") if file.is_file() else None
+        return (self.root / name).read_bytes().decode("utf-8") if is_there(self.root, name) else None
 
     @property
     def nbytes(self) -> int:

@@ -1,11 +1,16 @@
-"""The output, a folder or a file: it appears complete, by one rename, or not at all."""
+"""The output, a folder or a file: it appears complete, by one rename, or not at all.
+
+Until then it grows in ``OUT.partial/output``. Beside it, and never in what gets the output's name, are a marker, which
+says whose folder this is and carries the lock of the process that writes, and the journal of what is finished. Whenever
+a process is killed, the next one can go on from what it finds there, or remove it.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +21,8 @@ PARTIAL = ".partial"
 """Suffix of the folder that is written to before it has everything."""
 
 _MARKER = ".mergekit-writes-here"
+_JOURNAL = "journal.jsonl"
+_INSIDE = "output"
 _MODEL_FILES = ("config.json", "mergekit_config.yml", "merge_report.json", "model.safetensors.index.json")
 
 
@@ -58,7 +65,10 @@ def partial_folder(out: Path) -> Path:
 
 @contextmanager
 def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write to, which gets the output's name at the end and is gone after an error.
+    """A folder to write to, which gets the output's name at the end.
+
+    After an error it is gone, unless there is a journal beside it (:func:`journal_beside`): then it stays, and the next
+    process that writes the same output finds it as it was.
 
     Parameters:
         out: the output.
@@ -67,16 +77,15 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         OutputError: another process writes the same output, or there is something else in the way.
     """
-    with _claimed(out) as partial:
-        yield partial
+    with _claimed(out) as folder:
+        yield folder
         refuse_occupied(out, overwrite)
-        (partial / _MARKER).unlink()
-        _publish(partial, out.resolve())
+        _publish(folder, out.resolve())
 
 
 @contextmanager
 def output_file(out: Path, overwrite: bool, name: str) -> Iterator[Path]:
-    """A folder to write one file to, which gets the output's name at the end; the folder is gone then, too.
+    """A folder to write one file to, which gets the output's name at the end; for the rest as :func:`output_folder`.
 
     Parameters:
         out: the output.
@@ -86,67 +95,101 @@ def output_file(out: Path, overwrite: bool, name: str) -> Iterator[Path]:
     Raises:
         OutputError: another process writes the same output, or there is something else in the way.
     """
-    with _claimed(out) as partial:
-        yield partial
+    with _claimed(out) as folder:
+        yield folder
         refuse_taken(out, overwrite)
         final = out.resolve()
         with reported(final, 0):
-            (partial / name).replace(final)
+            (folder / name).replace(final)
             _sync(final.parent)
-        shutil.rmtree(partial)
+
+
+def journal_beside(folder: Path) -> Path:
+    """Where the journal is of what is being written to a folder; the folder never holds it."""
+    return folder.with_name(_JOURNAL)
+
+
+def sweep(folder: Path, kept: Container[str] = ()) -> None:
+    """Remove what is in a folder, without following links.
+
+    Parameters:
+        folder: it stays.
+        kept: names of entries that stay.
+    """
+    for left in folder.iterdir():
+        if left.name not in kept:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[Path]:
-    """The folder that is written to first, this process's alone; it is gone after an error."""
+    """A folder inside of the one that is written to first; both are this process's alone, and gone at the end."""
     partial = partial_folder(out)
     lock = _claim(partial, out)
+    folder = partial / _INSIDE
+    journal = journal_beside(folder)
     try:
-        yield partial
+        with reported(partial, 0):
+            # A journal without a folder is of an output that has its name already.
+            sweep(partial, (_MARKER, _JOURNAL, _INSIDE) if journal.is_file() and folder.is_dir() else (_MARKER,))
+            folder.mkdir(exist_ok=True)
+        yield folder
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not journal.is_file():
+            with suppress(OSError):
+                _remove(partial)
         raise
+    else:
+        _remove(partial)
     finally:
         os.close(lock)
+
+
+def _remove(partial: Path) -> None:
+    """Remove the folder with all that is in it; as long as there is anything, the marker is there."""
+    sweep(partial, (_MARKER,))
+    (partial / _MARKER).unlink()
+    partial.rmdir()
 
 
 def _claim(partial: Path, out: Path) -> int:
     """Make the folder, or take over what an interrupted process left; returns the lock."""
     import fcntl
 
+    marker = partial / _MARKER
     with reported(partial, 0):
         partial.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             partial.mkdir()
-            (partial / _MARKER).touch()
-    if not (partial / _MARKER).is_file():
+        if partial.is_dir() and not any(partial.iterdir()):
+            marker.touch()
+    if not marker.is_file():
         what = "the folder to write to first is there already, and is not from an interrupted merge"
         raise OutputError(what, place=str(partial), hint="another output, or removing it")
-    lock = os.open(partial / _MARKER, os.O_RDWR)
+    with reported(marker, 0):
+        lock = os.open(marker, os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had the lock may have finished meanwhile, and removed what is locked now.
+        if not os.path.samestat(os.fstat(lock), marker.stat()):
+            raise FileNotFoundError
     except OSError as error:
         os.close(lock)
         raise OutputError("another process is writing this output", place=str(out), hint="waiting for it") from error
-    for left in partial.iterdir():
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left)
-        elif left.name != _MARKER:
-            left.unlink()
     return lock
 
 
-def _publish(partial: Path, final: Path) -> None:
+def _publish(folder: Path, final: Path) -> None:
     """Give the finished folder its name; what was there comes back if that fails."""
     with reported(final, 0):
-        _sync(partial)
+        _sync(folder)
         if not final.exists():
-            partial.rename(final)
+            folder.rename(final)
         else:
             kept = Path(tempfile.mkdtemp(prefix=f".{final.name}.replaced-", dir=final.parent))
             final.rename(kept / final.name)
             try:
-                partial.rename(final)
+                folder.rename(final)
             except BaseException:
                 (kept / final.name).rename(final)
                 kept.rmdir()

@@ -12,15 +12,30 @@ from mergekit.cli.options import write_exit_codes
 COMMANDS = {
     "yaml": "mergekit.cli.merge:merge",
     "merge": "mergekit.cli.merge:merge",
+    "check": "mergekit.cli.check:check",
+    "plan": "mergekit.cli.plan:plan",
+    "explain": "mergekit.cli.explain:explain",
+    "multi": "mergekit.cli.multi:multi",
     "pytorch": "mergekit.cli.pytorch:pytorch",
+    "layershuffle": "mergekit.cli.layershuffle:layershuffle",
+    "legacy": "mergekit.cli.legacy:legacy",
+    "bakllama": "mergekit.cli.bakllama:bakllama",
+    "fill-missing-params": "mergekit.cli.fill_missing:fill_missing",
+    "moe": "mergekit.cli.moe:moe",
+    "tokensurgeon": "mergekit.cli.tokensurgeon:tokensurgeon",
+    "extract-lora": "mergekit.cli.extract_lora:extract_lora",
+    "merge-adapters": "mergekit.cli.merge_adapters:merge_adapters",
     "convert": "mergekit.cli.convert:convert",
     "verify": "mergekit.cli.verify:verify",
+    "reproduce": "mergekit.cli.reproduce:reproduce",
     "push": "mergekit.cli.push:push",
     "inspect": "mergekit.cli.inspect:inspect",
     "diff": "mergekit.cli.diff:diff",
     "tokens": "mergekit.cli.tokens:tokens",
     "methods": "mergekit.cli.methods:methods",
     "schema": "mergekit.cli.schema:schema",
+    "evolve": "mergekit.cli.evolve:evolve",
+    "sweep": "mergekit.cli.sweep:sweep",
 }
 """Commands by name, as module and attribute; a module under two names is one command with an alias."""
 
@@ -76,11 +91,67 @@ def main_yaml() -> None:
     merge.main(prog_name="mergekit-yaml")
 
 
+def main_moe() -> None:
+    """Run ``mergekit-moe``."""
+    from mergekit.cli.moe import moe
+
+    moe.main(prog_name="mergekit-moe")
+
+
 def main_pytorch() -> None:
     """Run ``mergekit-pytorch``."""
     from mergekit.cli.pytorch import pytorch
 
     pytorch.main(prog_name="mergekit-pytorch")
+
+
+def main_multi() -> None:
+    """Run ``mergekit-multi``."""
+    from mergekit.cli.multi import multi
+
+    multi.main(prog_name="mergekit-multi")
+
+
+def main_layershuffle() -> None:
+    """Run ``mergekit-layershuffle``."""
+    from mergekit.cli.layershuffle import layershuffle
+
+    layershuffle.main(prog_name="mergekit-layershuffle")
+
+
+def main_legacy() -> None:
+    """Run ``mergekit-legacy``."""
+    from mergekit.cli.legacy import legacy
+
+    legacy.main(prog_name="mergekit-legacy")
+
+
+def main_bakllama() -> None:
+    """Run ``bakllama``."""
+    from mergekit.cli.bakllama import bakllama
+
+    bakllama.main(prog_name="bakllama")
+
+
+def main_tokensurgeon() -> None:
+    """Run ``mergekit-tokensurgeon``."""
+    from mergekit.cli.tokensurgeon import tokensurgeon
+
+    tokensurgeon.main(prog_name="mergekit-tokensurgeon")
+
+
+def main_evolve() -> None:
+    """Run ``mergekit-evolve``."""
+    from mergekit.cli.evolve import evolve
+
+    evolve.main(prog_name="mergekit-evolve")
+
+
+def main_extract_lora() -> None:
+    """Run ``mergekit-extract-lora``."""
+    from mergekit.cli.extract_lora import extract_lora
+
+    extract_lora.main(prog_name="mergekit-extract-lora")
 
 
 if __name__ == "__main__":

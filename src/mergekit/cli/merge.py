@@ -22,10 +22,13 @@ from mergekit.cli.options import (
 )
 from mergekit.cli.output import Output
 from mergekit.cli.sizes import read_positive_size, read_size
+from mergekit.errors import OutputError
 
 if TYPE_CHECKING:
     from mergekit.cli.progress import Narrator
     from mergekit.merging import JobOptions
+    from mergekit.plan import Plan
+    from mergekit.preview import Job
 
 DANGEROUS = "Dangerous options"
 OTHER = "Miscellaneous options"
@@ -39,6 +42,9 @@ verbosely = option(GENERAL, "-v", "--verbose", count=True, help="Say what is pla
 quietly = option(GENERAL, "--quiet/--no-quiet", help="Say nothing but warnings and errors.")
 in_json = option(GENERAL, "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
 overwriting = option(DANGEROUS, "--overwrite", is_flag=True, help="Replace OUT_PATH if there is a model.")
+from_scratch = option(
+    DANGEROUS, "--restart", is_flag=True, help="Begin anew, whatever an interrupted merge has left; else it continues."
+)
 on_threads = option(
     PERFORMANCE,
     "-j",
@@ -113,6 +119,27 @@ with_card = option(
     default=True,
     help="Write README.md (which is the default).",
 )
+of_models = accepted(
+    option(
+        DANGEROUS,
+        "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
+        help="Cut vocabularies of unequal size to the rows that all models have, whatever tokens they stand for.",
+    ),
+    option(
+        WRITTEN,
+        "--experts",
+        type=click.Choice(["as-stored", "fused"]),
+        default="as-stored",
+        help="Keep the experts of a mixture as the models store them (which is the default), or merge and write the "
+        "matrices of all experts of a layer as one tensor each, as transformers 5 holds them.",
+    ),
+    option(
+        WRITTEN,
+        "--copy-tokenizer/--no-copy-tokenizer",
+        default=True,
+        help="Take over the tokenizer's files (which is the default).",
+    ),
+)
 as_elsewhere = accepted(
     ignored("--allow-crimes/--no-allow-crimes", why="the tensors decide whether models go together"),
     ignored("--trust-remote-code/--no-trust-remote-code", why="no code of a checkpoint is ever run"),
@@ -136,43 +163,34 @@ as_elsewhere = accepted(
 )
 
 
+of_merges = accepted(
+    strictly,
+    overwriting,
+    from_scratch,
+    with_code,
+    cached_in,
+    streaming,
+    seeded,
+    on_device,
+    on_threads,
+    within_memory,
+    in_shards,
+    of_models,
+    with_card,
+    as_elsewhere,
+)
+"""All that a merge of models can be told, so that it can be looked at with the same words before."""
+
+
 @click.command(cls=Command, context_settings={"max_content_width": 100})
 @config_file
 @click.argument("out_path", type=click.Path(path_type=Path))
 @verbosely
 @quietly
 @in_json
-@strictly
-@overwriting
-@option(
-    DANGEROUS,
-    "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
-    help="Cut vocabularies of unequal size to the rows that all models have, whatever tokens they stand for.",
-)
-@with_code
-@cached_in
-@streaming
-@seeded
-@on_device
-@on_threads
-@within_memory
-@in_shards
-@option(
-    WRITTEN,
-    "--experts",
-    type=click.Choice(["as-stored", "fused"]),
-    default="as-stored",
-    help="Keep the experts of a mixture as the models store them (which is the default), or merge and write the "
-    "matrices of all experts of a layer as one tensor each, as transformers 5 holds them.",
-)
-@option(
-    WRITTEN,
-    "--copy-tokenizer/--no-copy-tokenizer",
-    default=True,
-    help="Take over the tokenizer's files (which is the default).",
-)
-@with_card
-@as_elsewhere
+@option(GENERAL, "--plan", "only_plan", is_flag=True, help="Say what would be done, and write nothing.")
+@option(OTHER, "--no-check", is_flag=True, help="Begin even if there seems to be too little room on the disk.")
+@of_merges
 @click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")
 def merge(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: bool, **flags: Any) -> None:
@@ -187,21 +205,55 @@ def merge(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: 
 
 
 def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -> None:
-    from mergekit.api.options import MergeOptions, carrying_out
+    from mergekit.cli.moe import build
+    from mergekit.cli.planned import look_ahead
+    from mergekit.moe import GateOptions, MoeOptions, is_moe
 
     heed_stop()
+    only_plan, room = flags.pop("only_plan"), not flags.pop("no_check")
     text, name = read_config(config_file)
-    options = MergeOptions(transformers_cache=flags.pop("cache"), **flags)
-    carry_out(text, name, out, carrying_out(options, output.drawing), output)
+    options = job_options(flags, output.drawing)
+    if is_moe(text):
+        build(text, name, out, options, MoeOptions(gates=GateOptions(options.device)), output, only_plan)
+    elif only_plan:
+        look_ahead(job_of(text, name, out, options), output)
+    else:
+        carry_out(text, name, out, options, output, room)
+
+
+def job_options(flags: dict[str, Any], bars: bool = False) -> JobOptions:
+    """What the options of :data:`of_merges` mean.
+
+    Parameters:
+        flags: by name.
+        bars: show downloads as they go.
+    """
+    from mergekit.api.options import MergeOptions, carrying_out
+
+    return carrying_out(MergeOptions(transformers_cache=flags.pop("cache"), **flags), bars)
+
+
+def job_of(text: str, name: str, out: Path | None, options: JobOptions) -> Job:
+    """A merge that can be looked at before it is carried out.
+
+    Parameters:
+        text: the recipe, YAML.
+        name: the recipe's name, for messages.
+        out: the folder to be made, or None if that is not known yet.
+        options: of the merge.
+    """
+    from mergekit.preview import Job
+
+    return Job(text, name, out, options.plan, options.device, options.overwrite)
 
 
 def heed_stop() -> None:
-    """From now on, being stopped leaves as little behind as Ctrl-C does."""
+    """From now on, being stopped is as good as Ctrl-C: what is finished is kept, and the rest is tidied up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def carry_out(text: str, name: str, out: Path, options: JobOptions, output: Output) -> None:
-    """Carry out a recipe and say what came of it.
+def carry_out(text: str, name: str, out: Path, options: JobOptions, output: Output, room: bool = True) -> None:
+    """Check a recipe, carry it out, and say what came of it.
 
     Parameters:
         text: the recipe, YAML.
@@ -209,10 +261,23 @@ def carry_out(text: str, name: str, out: Path, options: JobOptions, output: Outp
         out: the folder to be made.
         options: of the merge.
         output: where it is said.
+        room: do not begin if there seems to be too little room on the disk.
     """
-    from mergekit.merging import merge_recipe
+    from mergekit import merging
+    from mergekit.checkpoint.output import refuse_occupied
+    from mergekit.preview import check_merge
 
-    tell(out, output, lambda progress: merge_recipe(text, out, file=name, options=options, progress=progress))
+    job = job_of(text, name, out, options)
+
+    def planned() -> Plan:
+        return check_merge(job, room=room).result()
+
+    try:
+        refuse_occupied(out, options.overwrite)
+    except OutputError:
+        planned()  # which fails too, and tells what else is wrong
+        raise
+    tell(out, output, lambda progress: merging.carry_out(planned, out, options, progress))
 
 
 def tell(out: Path, output: Output, job: Callable[[Narrator], Mapping[str, Any]]) -> None:
@@ -228,8 +293,13 @@ def tell(out: Path, output: Output, job: Callable[[Narrator], Mapping[str, Any]]
 
     with Narrator(output) as narrator:
         report = job(narrator)
-    essentials = {key: value for key, value in report.items() if key not in _LENGTHY}
-    output.finish([*headline(report), ("output", click.format_filename(out))], {"out": str(out), "report": essentials})
+    record = {"out": str(out), "report": essentials(report)}
+    output.finish([*headline(report), ("output", click.format_filename(out))], record)
+
+
+def essentials(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a report is told: all but what grows with the model."""
+    return {key: value for key, value in report.items() if key not in _LENGTHY}
 
 
 def read_config(config_file: str) -> tuple[str, str]:

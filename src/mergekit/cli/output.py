@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from mergekit.errors import MergekitError, Place, Problem, RecipeError
+from mergekit.errors import MergekitError, Place, Problem
 
 INTERRUPTED = 130
 
@@ -39,29 +39,30 @@ def usage_failure(error: click.UsageError) -> Failure:
     return Failure("UsageError", error.format_message(), error.exit_code)
 
 
-def _failure(error: BaseException) -> Failure:
+def failure_of(error: BaseException) -> Failure:
+    """What an exception means for a command."""
     kind = type(error).__name__
-    if isinstance(error, RecipeError):
-        return Failure(kind, str(error), error.exit_code, error.problems)
     if isinstance(error, MergekitError):
-        return Failure(kind, str(error), error.exit_code, (error.problem,))
+        several = getattr(error, "problems", None)
+        return Failure(kind, str(error), error.exit_code, several or (error.problem,))
     if isinstance(error, KeyboardInterrupt):
-        return Failure(kind, "interrupted", INTERRUPTED)
+        return Failure(kind, "; ".join(["interrupted", *map(str, error.args)]), INTERRUPTED)
     summary = (str(error).splitlines() or [""])[0]
     return Failure(kind, f"{kind}: {summary} (this is a bug in mergekit; `-v` shows where)", 1)
 
 
-def print_failure(failure: Failure) -> None:
-    """Print a failure as JSON."""
+def print_failure(failure: Failure, more: Mapping[str, object] | None = None) -> None:
+    """Print a failure as JSON, with whatever else is known."""
     error = {
         "type": failure.kind,
         "message": failure.message,
-        "problems": [_record(problem) for problem in failure.problems],
+        "problems": [problem_record(problem) for problem in failure.problems],
     }
-    print_json({"ok": False, "error": error, "exit_code": failure.exit_code})
+    print_json({"ok": False, "error": error, "exit_code": failure.exit_code, **(more or {})})
 
 
-def _record(problem: Problem) -> dict[str, object]:
+def problem_record(problem: Problem) -> dict[str, object]:
+    """A problem for programs."""
     place = problem.place
     return {
         "what": problem.what,
@@ -100,15 +101,15 @@ class Output:
         except BrokenPipeError:
             raise  # click ends the process without a word
         except (Exception, KeyboardInterrupt) as error:
-            failure = _failure(error)
+            failure = failure_of(error)
             if self.verbose and failure.exit_code == 1:
                 traceback.print_exception(error)
             self.fail(failure)
 
-    def fail(self, failure: Failure) -> NoReturn:
-        """Report a failure and end the process with its exit code."""
+    def fail(self, failure: Failure, more: Mapping[str, object] | None = None) -> NoReturn:
+        """Report a failure, in JSON with whatever else is known, and end the process with its exit code."""
         if self.as_json:
-            print_failure(failure)
+            print_failure(failure, more)
         else:
             prefix = "" if failure.exit_code == INTERRUPTED else "error: "
             click.echo(prefix + failure.message, err=True)

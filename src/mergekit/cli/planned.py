@@ -1,8 +1,9 @@
-"""What a plan says, for commands that only make one."""
+"""What a merge would do, for all commands that can say so: ``mergekit plan``, and others with ``--plan``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,22 +13,51 @@ from mergekit.cli.output import Output
 
 if TYPE_CHECKING:
     from mergekit.plan import Plan
+    from mergekit.preview import Estimate, Job
 
 
-def show_plan(plan: Plan, out: Path, output: Output) -> None:
-    """Say what a merge would do.
+def look_ahead(job: Job, output: Output) -> None:
+    """Say what a merge of models would do, even if there is too little room for it.
+
+    Parameters:
+        job: the merge.
+        output: where it is said.
+
+    Raises:
+        MergekitError: something else stands in the way.
+    """
+    from mergekit.preview import check_merge
+    from mergekit.report.record import in_units
+
+    found = check_merge(job, room=False)
+    plan = found.result()
+    scarce = [space for space in found.spaces if space.needed > space.free]
+    output.note(
+        f"{in_units(space.needed)} are needed in {space.folder}, and {in_units(space.free)} are free"
+        for space in scarce
+    )
+    show_plan(plan, job.out, output, job.device)
+
+
+def show_plan(plan: Plan, out: Path | None, output: Output, device: str | None = None) -> None:
+    """Say what a merge would do, and about how long it would take.
 
     Parameters:
         plan: the merge.
-        out: what it would make.
+        out: what it would make, or None if that is not known yet.
         output: where it is said.
+        device: as :func:`mergekit.engine.open_device` takes it.
     """
+    from mergekit.preview import estimate
+
     output.warn(plan.findings.warnings)
     output.note(plan.findings.notices)
-    output.finish([*_rows(plan), ("output", f"{click.format_filename(out)} (not written)")], _record(plan, out))
+    cost = estimate(plan, out, device)
+    where = [("output", f"{click.format_filename(out)} (not written)")] if out is not None else []
+    output.finish([*_rows(plan, cost), *where], _record(plan, out, cost))
 
 
-def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+def _rows(plan: Plan, cost: Estimate) -> Iterator[tuple[str, str]]:
     from mergekit.report.record import in_units
 
     parameters = sum(task.out.count for task in plan.tasks)
@@ -36,14 +66,45 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "tensors", f"{len(plan.tasks):,} with {parameters:,} parameters"
     if left := sum(len(entry.tensors) for entry in plan.leftovers):
         yield "left over", f"{left:,} tensors"
-    yield "reads", in_units(plan.read_bytes)
+    yield "reads", in_units(plan.read_bytes) + _passes(*cost.passes)
+    for own in cost.reads:
+        yield "", f"{in_units(own.nbytes)} of {own.model}{', from the hub' if own.streamed else ''}"
     yield "writes", f"{in_units(plan.write_bytes)} in {len(plan.shards)} file{'s' * (len(plan.shards) != 1)}"
     yield "memory", f"at most {in_units(plan.memory.peak)}"
+    yield "threads", f"{plan.memory.workers}"
+    yield "time", _time(cost)
 
 
-def _record(plan: Plan, out: Path) -> dict[str, object]:
+def _passes(least: int, most: int) -> str:
+    """How often tensors are gone over; further passes mostly come from the page cache."""
+    if most == 1:
+        return ", once"
+    return f", gone over at least {most if least == most else f'{least} to {most}'} times"
+
+
+def _time(cost: Estimate) -> str:
+    if cost.seconds is None:
+        return f"not known: {cost.unknown}"
+    span = " to ".join(dict.fromkeys(map(duration, cost.seconds)))
+    without = f", {cost.unknown}" if cost.unknown else ""
+    return f"about {span}{without} (a rough guess from a second of measuring this machine)"
+
+
+def duration(seconds: float) -> str:
+    """A time in one unit, roughly.
+
+    Example:
+        >>> duration(0.34), duration(42.7), duration(200), duration(9000)
+        ('1 s', '43 s', '4 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{-(-seconds // 60):.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _record(plan: Plan, out: Path | None, cost: Estimate) -> dict[str, object]:
     return {
-        "out": str(out),
+        "out": str(out) if out is not None else None,
         "plan": {
             "method": plan.method.name,
             "models": [str(model.ref) for model in plan.models],
@@ -61,7 +122,10 @@ def _record(plan: Plan, out: Path) -> dict[str, object]:
             ],
             "bytes_read": plan.read_bytes,
             "bytes_written": plan.write_bytes,
+            "shards": len(plan.shards),
             "memory": plan.memory.peak,
+            "threads": plan.memory.workers,
+            "estimate": asdict(cost),
             "warnings": [str(problem) for problem in plan.findings.warnings],
             "notices": plan.findings.notices,
         },

@@ -12,6 +12,7 @@ from mergekit import __version__
 from mergekit.cli.merge import (
     as_elsewhere,
     config_file,
+    from_scratch,
     heed_stop,
     in_json,
     in_shards,
@@ -68,6 +69,7 @@ _of_models = accepted(
     "the base, or from the first checkpoint without one.",
 )
 @overwriting
+@from_scratch
 @with_code
 @seeded
 @on_device

@@ -2,5 +2,6 @@
 
 from mergekit.engine.compute import Compute, open_device
 from mergekit.engine.local import Outcome, execute
+from mergekit.engine.resume import Beginning, begin
 
-__all__ = ["Compute", "Outcome", "execute", "open_device"]
+__all__ = ["Beginning", "Compute", "Outcome", "begin", "execute", "open_device"]

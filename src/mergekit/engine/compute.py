@@ -19,6 +19,16 @@ Raw = NDArray[Any]
 class Compute(ABC):
     """Turns raw rows into blocks, and blocks into raw output."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What computes."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Its software: the same name and version, the same bytes."""
+
     @abstractmethod
     def block(self, rows: Raw, based: bool, start: int, target: Target) -> Block:
         """A block of raw rows, shape (k, n), whose first entry has index `start` in the target."""
@@ -31,6 +41,18 @@ class Compute(ABC):
 @final
 class Fused(Compute):
     """Kernels on the CPU."""
+
+    @property
+    def name(self) -> str:
+        """The same on every machine."""
+        return "kernels"
+
+    @property
+    def version(self) -> str:
+        """That of the kernels, for this processor."""
+        from mergekit.kernels.compiled import fingerprint
+
+        return fingerprint()
 
     def block(self, rows: Raw, based: bool, start: int, target: Target) -> Block:
         """The rows as they are."""
@@ -53,6 +75,18 @@ class Torch(Compute):
     """
 
     device: str
+
+    @property
+    def name(self) -> str:
+        """The device's."""
+        return f"torch {self.device}"
+
+    @property
+    def version(self) -> str:
+        """That of torch."""
+        import torch
+
+        return str(torch.__version__)
 
     def _tensor(self, rows: Raw) -> Any:
         import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -35,6 +35,7 @@ class Outcome:
         distance: norm of its difference from the first operand (the base, if there is one).
         reference: norm of that operand.
         broken: entries that are infinite or not a number.
+        checksum: of its bytes, unsigned; see :mod:`mergekit.kernels.checksum`.
         seconds: from its start to its end.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
     distance: float
     reference: float
     broken: int
+    checksum: int
     seconds: float
 
 
@@ -99,13 +101,19 @@ class Team:
 
 def _outcome(index: int, measures: Sequence[Measure], seconds: float) -> Outcome:
     norm, distance, reference = map(math.sqrt, exact_sums([part.sums for part in measures]))
-    return Outcome(index, norm, distance, reference, sum(part.broken for part in measures), seconds)
+    broken, checksum = sum(part.broken for part in measures), sum(part.checksum for part in measures)
+    return Outcome(index, norm, distance, reference, broken, checksum % 2**64, seconds)
 
 
 def execute(
-    plan: Plan, files: Reader, writer: Writer, compute: Compute, advance: Callable[[int], None]
+    plan: Plan,
+    files: Reader,
+    writer: Writer,
+    compute: Compute,
+    advance: Callable[[int], None],
+    finished: Collection[int] = (),
 ) -> Iterator[Outcome]:
-    """Do all tasks of a plan, in any order.
+    """Do the tasks of a plan, in any order.
 
     Large tensors come first, one after the other, each by all workers together; then every worker takes small ones.
 
@@ -115,19 +123,25 @@ def execute(
         writer: the output.
         compute: where the mathematics runs.
         advance: called from any thread with bytes read and written.
+        finished: tasks that are done already, by their index.
 
     Raises:
         NonFiniteError: an output tensor holds NaN or infinity.
     """
     workers = [Worker(plan.memory, files, writer, compute, advance) for _ in range(plan.memory.workers)]
-    order = sorted(range(len(plan.tasks)), key=lambda index: -plan.tasks[index].read_bytes)
+    wanted = [index for index in range(len(plan.tasks)) if index not in finished]
+    order = sorted(wanted, key=lambda index: -plan.tasks[index].read_bytes)
     threshold = plan.read_bytes // (_PER_WORKER * len(workers))
     large = [index for index in order if len(workers) > 1 and plan.tasks[index].read_bytes > threshold]
     with ThreadPoolExecutor(len(workers)) as pool:
-        for index in large:
-            yield _finite(plan, Team(workers, pool).run(index, plan.tasks[index]))
-        for outcome in _share(plan, order[len(large) :], workers, pool):
-            yield _finite(plan, outcome)
+        try:
+            for index in large:
+                yield _finite(plan, Team(workers, pool).run(index, plan.tasks[index]))
+            for outcome in _share(plan, order[len(large) :], workers, pool):
+                yield _finite(plan, outcome)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is merged now ends; what waits is not begun
+            raise
 
 
 def _share(plan: Plan, order: Sequence[int], workers: Sequence[Worker], pool: ThreadPoolExecutor) -> Iterator[Outcome]:

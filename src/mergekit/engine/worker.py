@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
@@ -61,10 +61,12 @@ class Measure:
     Parameters:
         sums: per grain the squared norm of the output, of its distance to the first operand, and of that operand.
         broken: entries that are infinite or not a number.
+        checksum: what the stretch adds to that of the tensor; see :mod:`mergekit.kernels.checksum`.
     """
 
     sums: Raw
     broken: int
+    checksum: int
 
 
 @final
@@ -142,8 +144,8 @@ class Worker:
             rows = self._read(task, stripe)
             out = self._out(task, rows.shape[1])
             self.compute.merge(task.method, self._block(task, stripe, rows), stats, out)
-            measures.append(self._measured(task, out, rows[0]))
-            self._write(task, stripe.start, out)
+            sums, broken = self._measured(task, out, rows[0])
+            measures.append(Measure(sums, broken, self._write(task, stripe.start, out)))
         return _joined(measures)
 
     def copy(self, task: TensorTask, operand: Operand, span: Span) -> Measure:
@@ -154,8 +156,8 @@ class Worker:
             bytes_read = self._bytes("copy", operand, stripe)
             if task.identical:
                 self._compare(task, bytes_read, stripe)
-            self.writer.write(task.out.name, stripe.start * dtype.bits // 8, bytes_read)
-            measures.extend(self._measured_copy(task, dtype, bytes_read))
+            checksum = self._put(task, stripe.start, bytes_read)
+            measures.append(Measure(*self._measured_copy(task, dtype, bytes_read), checksum))
             self.advance(bytes_read.nbytes * (len(task.operands) + 1))
         return _joined(measures)
 
@@ -205,32 +207,41 @@ class Worker:
         dtype = np.dtype(RAW.get(task.out.dtype.name, RAW["F32"]))
         return self.buffer("out", entries * dtype.itemsize).view(dtype)
 
-    def _measured(self, task: TensorTask, out: Raw, reference: Raw) -> Measure:
+    def _measured(self, task: TensorTask, out: Raw, reference: Raw) -> tuple[Raw, int]:
+        """Sums per grain, and how many entries are broken."""
         from mergekit.kernels.fused import measure
 
         grain = task.target.grain
         sums = np.empty((-(-out.size // grain), 3))
-        return Measure(sums, measure(out, reference, grain, sums))
+        return sums, measure(out, reference, grain, sums)
 
-    def _measured_copy(self, task: TensorTask, dtype: DType, copied: Raw) -> Iterator[Measure]:
+    def _measured_copy(self, task: TensorTask, dtype: DType, copied: Raw) -> tuple[Raw, int]:
         if dtype.name in RAW:
             entries = copied.view(RAW[dtype.name])
-            yield self._measured(task, entries, entries)
-        elif dtype.name == "F64":
-            with np.errstate(over="ignore"):
-                narrow = copied.view(dtype.storage).astype(np.float32)
-            found = self._measured(task, narrow, narrow)
-            yield Measure(found.sums, int(np.count_nonzero(~np.isfinite(copied.view(dtype.storage)))))
+            return self._measured(task, entries, entries)
+        if dtype.name != "F64":
+            return np.zeros((0, 3)), 0
+        with np.errstate(over="ignore"):
+            narrow = copied.view(dtype.storage).astype(np.float32)
+        sums, _ = self._measured(task, narrow, narrow)
+        return sums, int(np.count_nonzero(~np.isfinite(copied.view(dtype.storage))))
 
-    def _write(self, task: TensorTask, start: int, out: Raw) -> None:
-        size = task.out.dtype.bits // 8
+    def _write(self, task: TensorTask, start: int, out: Raw) -> int:
         entries = out if task.out.dtype.name in RAW else out.astype(task.out.dtype.storage)
-        self.writer.write(task.out.name, start * size, entries)
+        checksum = self._put(task, start, entries)
         before, after = (task.read_bytes * entry // max(1, task.out.count) for entry in (start, start + out.size))
-        self.advance(out.size * size + after - before)
+        self.advance(entries.nbytes + after - before)
+        return checksum
+
+    def _put(self, task: TensorTask, start: int, entries: Raw) -> int:
+        """Hand entries to the output, and return what they add to the checksum; they are in the cache still."""
+        from mergekit.kernels.fused import checksum
+
+        place = start * task.out.dtype.bits // 8
+        self.writer.write(task.out.name, place, entries)
+        return int(checksum(entries.view(np.uint8), place))
 
 
 def _joined(measures: list[Measure]) -> Measure:
-    if not measures:
-        return Measure(np.zeros((0, 3)), 0)
-    return Measure(np.concatenate([part.sums for part in measures]), sum(part.broken for part in measures))
+    sums = np.concatenate([np.zeros((0, 3)), *(part.sums for part in measures)])
+    return Measure(sums, sum(part.broken for part in measures), sum(part.checksum for part in measures))

@@ -308,6 +308,11 @@ class Method(ABC):
         del shape
         return 0
 
+    def scratch(self, operands: int) -> int:
+        """Bytes for each entry of a block that merging takes beside `operands` rows as float32, and the result."""
+        del operands
+        return 0
+
     def reductions(self) -> tuple[Reduction, ...]:
         """What must be known about the whole tensor, in the order in which it is found out."""
         return ()

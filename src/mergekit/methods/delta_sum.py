@@ -55,6 +55,11 @@ class DeltaSum(Method, ABC):
         return 1.0
 
     @property
+    def adds_votes(self) -> bool:
+        """Whether the sign of an entry is that of the sum of all votes, and not that of most."""
+        return True
+
+    @property
     def matches_norms(self) -> bool:
         """Whether `rescale` means to restore the norm of the whole delta."""
         return True
@@ -144,7 +149,8 @@ class DeltaSum(Method, ABC):
         votes = [factor * self.votes_of(block, stats, model) for model, factor in enumerate(factors)]
         total = sum(votes[1:], votes[0])
         if self.elects:
-            agree = [xp.where(total >= 0, vote > 0, ~(vote >= 0)) for vote in votes]  # no number stays none
+            poll = total if self.adds_votes else sum(xp.sign(vote) for vote in votes)
+            agree = [xp.where(poll >= 0, vote > 0, ~(vote >= 0)) for vote in votes]  # no number stays none
             total = sum(vote * same for vote, same in zip(votes, agree, strict=True))
             if self.normalize:
                 weights = zip(self.weight, agree, strict=True)
@@ -153,8 +159,12 @@ class DeltaSum(Method, ABC):
         return block.base + self.scale * total
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
-        """All steps in one pass over entries in registers and first-level cache."""
-        self.add_up(block, stats, block.models, block.base, out)
+        """All steps in one pass over entries in registers and first-level cache; that of rare settings is `merge`."""
+        if self.adds_votes:
+            self.add_up(block, stats, block.models, block.base, out)
+        else:
+            with np.errstate(invalid="ignore", over="ignore"):  # what is broken is found in the output
+                super().fuse(block, stats, out)
 
     def add_up(self, block: Block, stats: Stats, rows: Raw, reference: Raw, out: Raw) -> None:
         """What is kept of the rows less a reference, elected and added up; without a reference the rows are deltas."""

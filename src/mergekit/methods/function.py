@@ -68,7 +68,8 @@ def merge_method(
     optional and the recipe has none. It returns the merged entries, shape (n,). The arrays hold a stretch of a tensor,
     or all of it; an entry of the result may depend on nothing but the same entry of the operands. With `whole` they are
     whole tensors instead, `models` of shape (k, \*shape). The arrays it is given must not be changed. Several threads
-    call the function at a time, each for another stretch or tensor.
+    call the function at a time, each for another stretch or tensor. Of memory, the merge counts what the function is
+    given, and as much again in float64 for what it computes on the way.
 
     Keyword-only arguments are the parameters of recipes. They are annotated as float, int, bool, str or
     ``Literal["one", "other"]``, as a tuple of one of them for each model (`PerModel` is that of floats), or as
@@ -195,6 +196,10 @@ class FunctionMethod(Method, ABC):
     def grain(self, shape: tuple[int, ...]) -> int:
         """All entries for functions on whole tensors."""
         return max(1, math.prod(shape)) if self.whole else GRAIN
+
+    def scratch(self, operands: int) -> int:
+        """As much as all that the function is given, and its result, in float64."""
+        return 8 * (operands + 1)
 
     def merge(self, block: Block, stats: Stats) -> Array:
         """The function's result, checked.

@@ -16,14 +16,16 @@ class Ties(DeltaSum):
     """Trim each task vector to its greatest entries, elect a sign per entry, add up the entries that agree.
 
     With ``Δ_i = x_i − b`` trimmed to the share `density` of its entries that are greatest by magnitude, and
-    ``D_i = w_i · Δ_i``: the elected sign is that of ``Σ_i D_i`` (0 counts as +); an entry of D_i agrees if it has that
-    sign; ``y = b + λ · Σ_agree D_i``, the sum divided by ``Σ_agree w_i`` if `normalize` and that is not 0.
+    ``D_i = w_i · Δ_i``: the elected sign is that of ``Σ_i D_i``, or of ``Σ_i sign(D_i)`` if models are counted (0
+    counts as +); an entry of D_i agrees if it has that sign; ``y = b + λ · Σ_agree D_i``, the sum divided by
+    ``Σ_agree w_i`` if `normalize` and that is not 0.
 
     Parameters:
         weight: of each task vector.
         density: share of entries kept, 0 to 1; ``max(1, trunc(density · n))`` of n, ties by lowest index.
         normalize: divide by the weights that agree.
         lambda: factor of the sum.
+        consensus_method: sum (the default), or count to give each model one vote for each entry.
         rescale: multiply each trimmed task vector to restore its norm.
         rescale_norm: which norm `rescale` restores: l1 (the default), l2 or linf.
 
@@ -41,6 +43,14 @@ class Ties(DeltaSum):
     elects: ClassVar[bool] = True
 
     normalize: bool = parameter(True, kind="bool", doc="divide by the weights of the models that agree")
+    consensus_method: str = parameter(
+        "sum", kind="str", choices=("sum", "count"), doc="elect the sign of the sum of entries, or that of most"
+    )
+
+    @property
+    def adds_votes(self) -> bool:
+        """Unless models are counted."""
+        return self.consensus_method == "sum"
 
     def band(self, entries: int, model: int) -> tuple[int, int] | None:
         """The greatest entries."""

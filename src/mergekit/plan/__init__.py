@@ -2,18 +2,23 @@
 
 from mergekit.plan.memory import Memory
 from mergekit.plan.models import Model
-from mergekit.plan.planner import VOCABULARY, PlanOptions, plan_merge
+from mergekit.plan.planner import VOCABULARY, Attempt, PlanOptions, plan_merge, try_to_plan
+from mergekit.plan.problems import Problems, SeveralProblemsError
 from mergekit.plan.tasks import Leftover, Operand, Plan, TensorTask, Treated
 
 __all__ = [
     "VOCABULARY",
+    "Attempt",
     "Leftover",
     "Memory",
     "Model",
     "Operand",
     "Plan",
     "PlanOptions",
+    "Problems",
+    "SeveralProblemsError",
     "TensorTask",
     "Treated",
     "plan_merge",
+    "try_to_plan",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mergekit.checkpoint import Checkpoint
 from mergekit.checkpoint.companions import FOLDERS, TOKENIZER, is_companion, is_like
+from mergekit.checkpoint.finding import is_there
 from mergekit.checkpoint.quantised import SIDE_FILES
 from mergekit.errors import CheckpointError, Findings
 from mergekit.plan.models import Model
@@ -164,10 +165,13 @@ def copied_files(root: Path, tokenizer: bool = True) -> Mapping[str, Path]:
     Parameters:
         root: the donor's folder; a model that is one file has no others.
         tokenizer: whether tokenizer and chat template are among them.
+
+    Raises:
+        CheckpointError: one of them is a link that leads out of the folder: who publishes a merge publishes them.
     """
     chosen = {}
     for file in _files(root) if root.is_dir() else ():
         name = file.relative_to(root).as_posix()
-        if is_companion(name) and (tokenizer or not is_like(file.name, TOKENIZER)):
+        if is_companion(name) and (tokenizer or not is_like(file.name, TOKENIZER)) and is_there(root, name):
             chosen[name] = file
     return chosen

@@ -122,6 +122,8 @@ def _where(recipe: Recipe, ref: ModelRef) -> str:
     """Path of the first mention of a model in the recipe."""
     if ref == recipe.base_model:
         return "base_model"
-    found = [f"{source.path}.model" for source in recipe.every_source() if source.model == ref]
+    naming = [source.path for source in recipe.every_source() if source.model == ref]
+    # In the recipes of mixtures the key is `source_model`.
+    found = [f"{path}.source_model" if f"{path}.source_model" in recipe.lines else f"{path}.model" for path in naming]
     found += [f"{piece.path}.base_model" for piece in recipe.every_slice() if piece.base_model == ref]
     return found[0] if found else "base_model"

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import final
 
-from mergekit.checkpoint import plan_shards
+from mergekit.checkpoint import dtype_titled, plan_shards
 from mergekit.checkpoint.hub import ROOM, Hub
 from mergekit.errors import Findings, IncompatibleModelsError
-from mergekit.layout import edit_config
 from mergekit.methods import METHODS, Method
-from mergekit.plan.compatibility import differences, incompatible
+from mergekit.plan.compatibility import incompatible
 from mergekit.plan.files import OutputFiles, with_ids
 from mergekit.plan.fingerprint import provenance
 from mergekit.plan.memory import fit_tasks
 from mergekit.plan.methods import find_method, installed_methods
 from mergekit.plan.models import Model, open_models
 from mergekit.plan.parameters import KNOWN, check_filters, check_parameters
+from mergekit.plan.problems import Problems
+from mergekit.plan.remarks import remark_on
 from mergekit.plan.segments import Arranger, ModuleSegments
 from mergekit.plan.stacking import refuse_packed
-from mergekit.plan.tasks import Plan, TensorTask
-from mergekit.plan.tensors import MERGEABLE, Assembler, slots
+from mergekit.plan.tasks import Plan
+from mergekit.plan.tensors import Assembler, Slot, slots
 from mergekit.plan.tolerance import rule_for
-from mergekit.plan.vocabulary import choose_vocabulary, keep_numbers
+from mergekit.plan.vocabulary import Order, choose_vocabulary, keep_numbers
+from mergekit.plan.vocabulary import Vocabulary as Tokens
+from mergekit.plan.written_config import written_config
 from mergekit.recipe import Recipe, Vocabulary, read_recipe
+from mergekit.recipe.language import RECIPE
+from mergekit.recipe.records import Record
 
 VOCABULARY = Vocabulary(frozenset(METHODS), KNOWN, installed_methods)
 """Names that a recipe may use."""
@@ -45,6 +50,8 @@ class PlanOptions:
         max_memory: bytes, by default a quarter of the machine's memory.
         allow_code: run the Python file that `merge_method` names.
         hub: how models are taken from the hub.
+        preview: read only headers of what is on the hub, though the merge will download it.
+        language: the keys that a recipe may have.
     """
 
     shard_bytes: int = 5_000_000_000
@@ -57,6 +64,14 @@ class PlanOptions:
     max_memory: int | None = None
     allow_code: bool = False
     hub: Hub = field(default_factory=Hub)
+    preview: bool = False
+    language: Record[Recipe] = RECIPE
+
+    @property
+    def recorded(self) -> dict[str, object]:
+        """Those that decide what is written, for the report; the seed stands there by itself."""
+        names = ("shard_bytes", "copy_tokenizer", "crop_vocabulary", "fuse_experts")
+        return {name: getattr(self, name) for name in names}
 
 
 def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | None = None) -> Plan:
@@ -73,61 +88,189 @@ def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | Non
         MissingTensorError: a model lacks a tensor that others have.
         UnsupportedError: the models are stored in a way that cannot be merged.
         BudgetError: the merge does not fit the memory it may use.
+        SeveralProblemsError: several of these; all of them are in the error.
+    """
+    return try_to_plan(text, file=file, options=options).result()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of planning.
+
+    Parameters:
+        problems: what stands in the way, and what else was found.
+        plan: None if something stands in the way.
+        models: of the recipe; none if one of them cannot be opened.
+        written: bytes of the weights that would be written; about so many if they cannot be merged yet, None if
+            nothing is known about them.
+    """
+
+    problems: Problems
+    plan: Plan | None = None
+    models: tuple[Model, ...] = ()
+    written: int | None = None
+
+    def result(self) -> Plan:
+        """The plan.
+
+        Raises:
+            MergekitError: whatever stands in the way.
+        """
+        self.problems.raise_errors()
+        if self.plan is None:
+            raise AssertionError("where nothing stands in the way there is a plan")
+        return self.plan
+
+
+def try_to_plan(text: str, *, file: str | None = None, options: PlanOptions | None = None) -> Attempt:
+    """Plan a merge as far as that is possible, and collect everything that stands in the way.
+
+    Parameters:
+        text: the recipe, YAML.
+        file: its name, for messages.
+        options: see :class:`PlanOptions`.
     """
     options = options or PlanOptions()
-    recipe, findings = read_recipe(text, file=file, vocabulary=VOCABULARY)
-    method = find_method(recipe, findings, options.allow_code) if recipe else None
-    models = open_models(recipe, findings, options.fuse_experts, options.hub) if recipe else ()
-    if recipe and method:
+    recipe, findings = read_recipe(text, file=file, vocabulary=VOCABULARY, language=options.language)
+    problems = Problems(findings, options.strict)
+    if recipe is None:
+        return Attempt(problems)
+    method = find_method(recipe, findings, options.allow_code)
+    hub = replace(options.hub, stream=options.hub.stream or options.preview)
+    models: tuple[Model, ...] = ()
+    with problems.collected():
+        models = open_models(recipe, findings, options.fuse_experts, hub)
+    if method:
         check_parameters(recipe, method, findings)
-    if recipe is None or method is None or not models:
-        findings.raise_errors(options.strict)
-        raise AssertionError("a recipe without errors has a method and models")
-    return _plan(recipe, method, models, findings, options)
+    if method is None or not models:
+        return Attempt(problems, models=models)
+    return _Draft(recipe, method, models, problems, options).attempt()
 
 
-def _plan(
-    recipe: Recipe, method: type[Method], models: tuple[Model, ...], findings: Findings, options: PlanOptions
-) -> Plan:
-    modules = Arranger(recipe, method, models, findings).arrange()
-    wanted = list(slots(modules, models))
-    names = [name for model in models for name in (*model.checkpoint.tensors, *map(model.own_name, model.views))]
-    check_filters(recipe, [*names, *(slot.name for slot in wanted)], findings)
-    vocabulary = choose_vocabulary(recipe, models, findings, options.hub) if recipe.tokenizer else None
-    order = vocabulary.order if vocabulary else None
-    if recipe.tokenizer is None and not options.crop_vocabulary:
-        order = keep_numbers(models, findings)
-    files = OutputFiles.of(recipe, models, vocabulary, options.copy_tokenizer, findings)
-    findings.raise_errors(options.strict)
-    _refuse_unequal_depth(modules, models)
-    refuse_packed(modules, models)
-    _note_architectures(models, findings)
-    _note_heights(models, findings)
-    _note_streaming(method, models, findings)
-    order = vocabulary.order if vocabulary else None
-    ruled = rule_for(recipe, "on_shape_mismatch", models[0].layout.embedding or "") != "error"
-    if order is None and not options.crop_vocabulary and not ruled:
-        order = keep_numbers(models, findings)
-    assembler = Assembler(recipe, method, models, findings, options.crop_vocabulary, options.seed, order)
-    tasks = assembler.assemble(wanted)
-    texts = {**files.texts, "mergekit_config.yml": recipe.text}
-    texts["config.json"] = with_ids(_config(models, modules, tasks), "config.json", vocabulary, findings)
-    findings.raise_errors(options.strict)
-    room = ROOM if any(model.checkpoint.remote for model in models) else 0
-    return Plan(
-        recipe=recipe,
-        models=models,
-        method=method,
-        tasks=tasks,
-        shards=plan_shards([task.out for task in tasks], options.shard_bytes, provenance(recipe.text)),
-        copies=files.copies,
-        texts=texts,
-        leftovers=assembler.leftovers(),
-        findings=findings,
-        memory=fit_tasks(tasks, options.workers, options.max_memory, room),
-        seed=options.seed,
-        treated=assembler.tolerance.treated(),
-    )
+@final
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making: every step goes on as long as there is something to be found out.
+
+    Parameters:
+        recipe: the recipe.
+        method: of the merge.
+        models: its models, the donor first.
+        problems: what was found so far.
+        options: of planning.
+    """
+
+    recipe: Recipe
+    method: type[Method]
+    models: tuple[Model, ...]
+    problems: Problems
+    options: PlanOptions
+
+    @property
+    def findings(self) -> Findings:
+        """Of the recipe."""
+        return self.problems.findings
+
+    def attempt(self) -> Attempt:
+        """Take all steps."""
+        modules = Arranger(self.recipe, self.method, self.models, self.findings).arrange()
+        wanted = list(slots(modules, self.models))
+        self._check_filters(wanted)
+        known = len(self.findings.errors)
+        tokens, order = self._vocabulary()
+        aligned = len(self.findings.errors) == known
+        files = OutputFiles({}, {})
+        with self.problems.collected():
+            files = OutputFiles.of(self.recipe, self.models, tokens, self.options.copy_tokenizer, self.findings)
+        with self.problems.collected():
+            refuse_packed(modules, self.models)
+        remark_on(self.models, self.method, self.options.hub.stream, self.findings)
+        plan = None
+        with self.problems.collected():
+            _refuse_unequal_depth(modules, self.models)
+            if self.findings.errors or self.problems.refusals:
+                self._compare(modules, order, aligned)
+            else:
+                plan = self._plan(modules, wanted, tokens, order, files)
+        written = sum(shard.nbytes for shard in plan.shards) if plan else self._about(wanted)
+        return Attempt(self.problems, None if self.problems.errors else plan, self.models, written)
+
+    def _check_filters(self, wanted: Sequence[Slot]) -> None:
+        of_models = [
+            name for model in self.models for name in (*model.checkpoint.tensors, *map(model.own_name, model.views))
+        ]
+        check_filters(self.recipe, [*of_models, *(slot.name for slot in wanted)], self.findings)
+
+    def _vocabulary(self) -> tuple[Tokens | None, Order | None]:
+        """The output's tokens if the recipe asks for some, and its rows if they are not just those of all models."""
+        if self.recipe.tokenizer:
+            tokens = choose_vocabulary(self.recipe, self.models, self.findings, self.options.hub)
+            return tokens, tokens.order if tokens else None
+        if self.options.crop_vocabulary:
+            return None, None
+        order = keep_numbers(self.models, self.findings)
+        ruled = rule_for(self.recipe, "on_shape_mismatch", self.models[0].layout.embedding or "") != "error"
+        return None, None if ruled else order
+
+    def _compare(self, modules: Sequence[ModuleSegments], order: Order | None, aligned: bool) -> None:
+        """Only look whether the tensors go together, whatever the parameters are.
+
+        Raises:
+            MergekitError: they do not; what follows from known problems is not told again.
+        """
+        bare = [
+            replace(module, segments=tuple(replace(segment, levels=()) for segment in module.segments))
+            for module in modules
+        ]
+        crop = self.options.crop_vocabulary or not aligned
+        Assembler(self.recipe, self.method, self.models, Findings(), crop, order=order).assemble(
+            list(slots(bare, self.models))
+        )
+
+    def _plan(
+        self,
+        modules: Sequence[ModuleSegments],
+        wanted: Sequence[Slot],
+        tokens: Tokens | None,
+        order: Order | None,
+        files: OutputFiles,
+    ) -> Plan:
+        recipe, options, findings = self.recipe, self.options, self.findings
+        assembler = Assembler(recipe, self.method, self.models, findings, options.crop_vocabulary, options.seed, order)
+        tasks = assembler.assemble(wanted)
+        texts = {**files.texts, "mergekit_config.yml": recipe.text}
+        config = written_config(self.models, modules, tasks)
+        texts["config.json"] = with_ids(config, "config.json", tokens, findings)
+        streamed = options.hub.stream and any(model.checkpoint.remote for model in self.models)
+        return Plan(
+            recipe=recipe,
+            models=self.models,
+            method=self.method,
+            tasks=tasks,
+            shards=plan_shards([task.out for task in tasks], options.shard_bytes, provenance(recipe.text)),
+            copies=files.copies,
+            texts=texts,
+            leftovers=assembler.leftovers(),
+            findings=findings,
+            memory=fit_tasks(tasks, options.workers, options.max_memory, ROOM if streamed else 0),
+            seed=options.seed,
+            treated=assembler.tolerance.treated(),
+            options=options.recorded,
+        )
+
+    def _about(self, wanted: Sequence[Slot]) -> int:
+        """Bytes of tensors of which it is not settled yet what they are made of: as large as in their first model."""
+        title = self.recipe.out_dtype or self.recipe.dtype
+        bits = dtype_titled(title).bits if title else None
+        total = 0
+        for slot in wanted:
+            inputs = zip(slot.segment.inputs, slot.keys, strict=True)
+            views = [self.models[entry.model].views.get(key) for entry, key in inputs]
+            spec = next((view.spec for view in views if view is not None), None)
+            if spec is not None:
+                total += spec.count * (bits or spec.dtype.bits) // 8
+        return total
 
 
 def _refuse_unequal_depth(modules: Sequence[ModuleSegments], models: Sequence[Model]) -> None:
@@ -141,81 +284,3 @@ def _refuse_unequal_depth(modules: Sequence[ModuleSegments], models: Sequence[Mo
         if len(set(heights.values())) > 1:
             reports = [f"{models[index].ref} has {count} layers" for index, count in heights.items()]
             raise incompatible([models[index] for index in heights], reports, IncompatibleModelsError)
-
-
-def _note_architectures(models: Sequence[Model], findings: Findings) -> None:
-    for reason in differences(models):
-        if reason.startswith("model_type "):
-            findings.warn(f"the models call themselves different architectures: {reason}")
-
-
-def _note_streaming(method: type[Method], models: Sequence[Model], findings: Findings) -> None:
-    names = [str(model.ref) for model in models if model.checkpoint.remote]
-    if names:
-        once = method.reductions is Method.reductions
-        again = "" if once else f"; `{method.name}` reads large tensors more than once, and each time anew"
-        findings.notice(f"read from the hub while merging, not downloaded: {', '.join(names)}{again}")
-
-
-_HEIGHTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
-
-def _note_heights(models: Sequence[Model], findings: Findings) -> None:
-    """Warn of configs whose number of layers is not that of the tensors: loaders would make up what is not there."""
-    for model in models:
-        stack = model.layout.main.stack
-        if stack is not None and stack.count_key is None:
-            told = {key: model.checkpoint.config[key] for key in _HEIGHTS if key in model.checkpoint.config}
-            for key, value in told.items():
-                findings.warn(f"{model.ref} has {stack.count} layers, and its config.json says {key} {value}")
-
-
-def _config(models: Sequence[Model], modules: Sequence[ModuleSegments], tasks: Sequence[TensorTask]) -> str:
-    donor = models[0]
-    stacked = {
-        module.module.name: [
-            (model.checkpoint.config, model.layout, entry.first + step)
-            for segment in module.segments
-            for step in range(segment.layers)
-            for entry in [segment.inputs[0]]
-            for model in [models[entry.model]]
-        ]
-        for module in modules
-        if module.sliced
-    }
-    text = donor.checkpoint.text("config.json") or "{}"
-    return edit_config(
-        text,
-        donor=donor.layout,
-        stacked=stacked,
-        dtype=None if donor.packed else _written_dtype(tasks),
-        tied=_written_tie(models, tasks),
-        vocab_size=_written_vocabulary(donor, tasks),
-        unquantised=not donor.packed,
-    )
-
-
-def _written_dtype(tasks: Sequence[TensorTask]) -> str | None:
-    """The dtype that most bytes of the output have."""
-    sizes: Counter[str] = Counter()
-    for task in tasks:
-        if task.out.dtype.name in MERGEABLE:
-            sizes[task.out.dtype.title] += task.out.nbytes
-    return sizes.most_common(1)[0][0] if sizes else None
-
-
-def _written_tie(models: Sequence[Model], tasks: Sequence[TensorTask]) -> bool | None:
-    """False if a head is written that loaders would ignore under the donor's config; None to leave it alone."""
-    heads = [model.layout.head for model in models if model.layout.head]
-    if not any(task.out.name in heads for task in tasks):
-        return None
-    untied = any(model.layout.head and not model.tied for model in models)
-    return False if untied and models[0].layout.tied else None
-
-
-def _written_vocabulary(donor: Model, tasks: Sequence[TensorTask]) -> int | None:
-    """Rows of the output's embedding, if they are not the donor's."""
-    name = donor.layout.embedding
-    rows = next((task.out.shape[0] for task in tasks if task.out.name == name), None)
-    own = donor.embedding
-    return rows if own is None or rows != own.spec.shape[0] else None

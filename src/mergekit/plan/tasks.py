@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergekit.checkpoint import Shard, TensorSpec
@@ -129,6 +129,7 @@ class Plan:
         memory: workers and their buffers.
         seed: of the random methods.
         treated: output tensors that a rule of the recipe was needed for.
+        options: what beside the recipe and the seed decides what is written; in the types of JSON, for the report.
     """
 
     recipe: Recipe
@@ -143,6 +144,7 @@ class Plan:
     memory: Memory
     seed: int
     treated: tuple[Treated, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         counts = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mergekit.checkpoint import Checkpoint, Stored, open_pickle, read_header
@@ -111,7 +111,7 @@ def _missing(path: Path) -> MissingModelError:
     return MissingModelError("there is no such file or folder", place=str(path), hint=hint)
 
 
-def open_all(recipe: Recipe, findings: Findings) -> tuple[Model, ...]:
+def open_all(recipe: Recipe, findings: Findings, known: Mapping[str, Path]) -> tuple[Model, ...]:
     """Open every checkpoint that a recipe names, the base or the first one first: it names the output's tensors.
 
     What cannot be opened is recorded as an error of the recipe, at the place that names it; then the result is empty.
@@ -119,21 +119,22 @@ def open_all(recipe: Recipe, findings: Findings) -> tuple[Model, ...]:
     Parameters:
         recipe: the recipe.
         findings: where errors and remarks are recorded.
+        known: where checkpoints are, by the names that the recipe has for them, if not there.
     """
     refs = recipe.references()
-    opened = [found for ref in refs if (found := _open(recipe, ref, findings))]
+    opened = [found for ref in refs if (found := _open(recipe, ref, findings, known))]
     if len(opened) < len(refs):
         return ()
     pairs = zip(refs, opened, strict=True)
     return tuple(_model(ref, checkpoint, opened[0], refs[0], findings) for ref, checkpoint in pairs)
 
 
-def _open(recipe: Recipe, ref: ModelRef, findings: Findings) -> Checkpoint | None:
+def _open(recipe: Recipe, ref: ModelRef, findings: Findings, known: Mapping[str, Path]) -> Checkpoint | None:
     found = [f"{entry.path}.model" for entry in recipe.models if entry.model == ref]
     place = recipe.place("base_model" if ref == recipe.base_model else found[0])
     notices: list[str] = []
     try:
-        checkpoint = open_raw(Path(ref.model.path).expanduser(), notices)
+        checkpoint = open_raw(known.get(str(ref.model)) or Path(ref.model.path).expanduser(), notices)
     except (CheckpointError, UnsupportedError) as error:
         problem = error.problem
         inside = f" in {problem.place}" if problem.place and str(problem.place) != ref.model.path else ""

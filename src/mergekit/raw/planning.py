@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from mergekit.checkpoint import Stored, plan_shards, read_tensor
 from mergekit.errors import Findings, IncompatibleModelsError
@@ -48,7 +49,7 @@ def plan_raw(
     options = options or PlanOptions()
     recipe, findings = read_raw(text, file=file)
     method = find_method(recipe, findings, options.allow_code) if recipe else None
-    models = open_all(recipe, findings) if recipe else ()
+    models = open_all(recipe, findings, options.hub.known) if recipe else ()
     if recipe and method:
         check_parameters(recipe, method, findings)
     if recipe is None or method is None or not models:
@@ -91,6 +92,7 @@ def _plan(
         memory=fit_tasks(tasks, options.workers, options.max_memory),
         seed=options.seed,
         treated=(*assembler.tolerance.treated(), *selection.treatments()),
+        options={"shard_bytes": options.shard_bytes, "raw": asdict(matching)},
     )
 
 

@@ -15,7 +15,7 @@ from mergekit.recipe.model import (
     TokenSource,
     ZeroRow,
 )
-from mergekit.recipe.reader import decoded, read_recipe
+from mergekit.recipe.reader import decoded, read_document, read_recipe
 from mergekit.recipe.references import Address, ModelRef
 from mergekit.recipe.schema import recipe_schema
 from mergekit.recipe.settings import (
@@ -64,6 +64,7 @@ __all__ = [
     "leaves",
     "matches",
     "nearest",
+    "read_document",
     "read_recipe",
     "recipe_schema",
 ]

@@ -48,7 +48,7 @@ _OTHER_RULES = {
 _NO_CROP = {"crop": "`crop` is not possible where there is no tensor"}
 _NO_INTEGERS = {"int64": "`int64` is not possible: weights merged as whole numbers would nearly all be 0"}
 _FOREIGN = {
-    "experts": "mixture-of-experts recipes are built by mergekit-moe, which this version does not have yet",
+    "experts": "mixture-of-experts recipes are built by mergekit-moe, or mergekit.moe.build_moe in Python",
     "genome": "evolution recipes are run by mergekit-evolve, which this version does not have yet",
 }
 _WRITTEN_REFERENCE = "`PATH`, `PATH@REVISION` or `PATH+ADAPTER`"
@@ -248,7 +248,7 @@ TOKENIZER = Record(
     main="source",
 )
 
-_DTYPE = Choice("a dtype for weights", _DTYPES, "torch.", None, _OTHER_DTYPES, _NO_INTEGERS)
+DTYPE = Choice("a dtype for weights", _DTYPES, "torch.", None, _OTHER_DTYPES, _NO_INTEGERS)
 
 RECIPE = Record(
     "the top level of the recipe",
@@ -284,8 +284,8 @@ RECIPE = Record(
             "merges those of the base's shape, `crop` cuts all of them to what they share",
             known=("on_mismatch", "shape_mismatch"),
         ),
-        Key("dtype", _DTYPE, "dtype of the merged weights", known=("torch_dtype",)),
-        Key("out_dtype", _DTYPE, "dtype to write, where it differs from `dtype`"),
+        Key("dtype", DTYPE, "dtype of the merged weights", known=("torch_dtype",)),
+        Key("out_dtype", DTYPE, "dtype to write, where it differs from `dtype`"),
         Key("tokenizer", TOKENIZER, "which tokenizer the merged model gets"),
         Key(
             "tokenizer_source",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Generic
 
 from mergekit.errors import Findings, Place, Problem, RecipeError
-from mergekit.recipe.forms import Reading, Vocabulary
+from mergekit.recipe.forms import Reading, T, Vocabulary
 from mergekit.recipe.language import RECIPE, foreign
 from mergekit.recipe.model import Recipe
-from mergekit.recipe.nodes import Table, describe, parse
+from mergekit.recipe.nodes import Document, Node, Table, describe, parse
 from mergekit.recipe.records import Record, homes, structure
 
 
@@ -37,30 +39,72 @@ def read_recipe(
         >>> print(findings.errors[0].what)
         `wieght` is not a key of an entry of `models`
     """
+    document = read_document(text, file=file, vocabulary=vocabulary, language=language, refused=foreign)
+    found = document.meaning
+    return found and replace(found, text=text, file=file, lines=document.lines), document.findings
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[T]):
+    """A document that has been read.
+
+    Parameters:
+        meaning: what it means, or None if it cannot be read.
+        lines: the line of everything that is written in it, by path.
+        findings: mistakes and remarks.
+    """
+
+    meaning: T | None
+    lines: Mapping[str, int]
+    findings: Findings
+
+
+def read_document(
+    text: str,
+    *,
+    file: str | None = None,
+    vocabulary: Vocabulary,
+    language: Record[T],
+    refused: Callable[[Node], str | None] = lambda _: None,
+) -> Read[T]:
+    """Read one YAML document in any language that is a table of keys; see :func:`read_recipe`.
+
+    Parameters:
+        text: the document.
+        file: its name, for messages.
+        vocabulary: names that the language takes from outside.
+        language: the table of the keys that may be written.
+        refused: says why a document is none of this language at all.
+    """
     findings = Findings()
-    recipe = _read(text, file, vocabulary, language, findings)
+    document = parse(text, file, findings)
+    found = (
+        None if document.root is None else _read(document, document.root, file, vocabulary, language, refused, findings)
+    )
     for problems in (findings.errors, findings.warnings):
         problems.sort(key=_line)
-    return recipe, findings
+    return Read(found, document.lines, findings)
 
 
 def _read(
-    text: str, file: str | None, vocabulary: Vocabulary, language: Record[Recipe], findings: Findings
-) -> Recipe | None:
-    document = parse(text, file, findings)
-    if document.root is None:
-        return None
-    reason = foreign(document.root)
+    document: Document,
+    root: Node,
+    file: str | None,
+    vocabulary: Vocabulary,
+    language: Record[T],
+    refused: Callable[[Node], str | None],
+    findings: Findings,
+) -> T | None:
+    reason = refused(root)
     if reason:
-        findings.error(reason, Place("", file, document.root.line))
+        findings.error(reason, Place("", file, root.line))
         return None
-    if not isinstance(document.root, Table):
-        place = Place("", file, document.root.line)
-        findings.error(f"{describe(document.root)} is not a recipe", place, "a mapping such as `merge_method: linear`")
+    if not isinstance(root, Table):
+        place = Place("", file, root.line)
+        findings.error(f"{describe(root)} is not a recipe", place, "a mapping such as `merge_method: linear`")
         return None
     reading = Reading(file, findings, vocabulary, homes(language), structure(language), document.lines)
-    recipe = language.read(document.root, reading)
-    return recipe and replace(recipe, text=text, file=file, lines=document.lines)
+    return language.read(root, reading)
 
 
 def _line(problem: Problem) -> int:

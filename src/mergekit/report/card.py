@@ -71,7 +71,8 @@ def _shared_terms(plan: Plan) -> Mapping[str, str]:
 def _terms(model: Model) -> dict[str, str]:
     """What a model's own card says about its licence; nothing if there is no card, or none that can be read."""
     try:
-        text = (model.checkpoint.root / "README.md").read_text("utf-8", errors="replace")
+        made = model.checkpoint.texts.get("README.md")
+        text = made() if made else (model.checkpoint.root / "README.md").read_text("utf-8", errors="replace")
         match = _FRONT_MATTER.match(text)
         front = yaml.safe_load(match[1]) if match else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):

@@ -17,13 +17,15 @@ class TensorClaim:
         dtype: its safetensors name.
         shape: in elements.
         norm: Euclidean norm, or None where none was taken.
-        grain: entries that were added up at once.
+        checksum: of its bytes; None in reports of older versions.
+        distance: from its first source, as a share of the norm of that; None where that is 0 or none was taken.
     """
 
     dtype: str
     shape: tuple[int, ...]
     norm: float | None
-    grain: int
+    checksum: int | None
+    distance: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +46,18 @@ class Claims:
     """The part of a report that can be checked.
 
     Parameters:
-        machine: where the norms were computed.
         tensors: by name.
         shards: by file name.
+        parameters: how many there are in all tensors.
         base_only: whether there are tensors with a base, and all of them equal it.
+        raw: whether raw checkpoints were merged, which have no config.
     """
 
-    machine: str
     tensors: Mapping[str, TensorClaim]
     shards: Mapping[str, ShardClaim]
+    parameters: int
     base_only: bool
+    raw: bool
 
 
 def read_claims(report: Any) -> Claims:
@@ -69,25 +73,32 @@ def read_claims(report: Any) -> Claims:
         raise ValueError(f"it does not say `format: {FORMAT}`")
     try:
         return Claims(
-            machine=str(report["machine"]),
             tensors={str(entry["name"]): _tensor(entry) for entry in report["tensors"]},
             shards={
                 str(entry["file"]): ShardClaim(int(entry["bytes"]), str(entry["header_sha256"]))
                 for entry in report["shards"]
             },
+            parameters=int(report["totals"]["parameters"]),
             base_only=_base_only(report["tensors"], report["settings"]),
+            raw="raw" in report.get("options", {}),
         )
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"it has another structure ({type(error).__name__}: {error})") from error
 
 
 def _tensor(entry: Mapping[str, Any]) -> TensorClaim:
-    norm = entry["norm"]
-    grain = int(entry["grain"])
-    if grain < 1:
-        raise ValueError(f"a grain of {grain} entries")
-    shape = tuple(map(int, entry["shape"]))
-    return TensorClaim(str(entry["dtype"]), shape, None if norm is None else float(norm), grain)
+    checksum = entry.get("checksum")
+    return TensorClaim(
+        str(entry["dtype"]),
+        tuple(map(int, entry["shape"])),
+        _number(entry["norm"]),
+        None if checksum is None else int(checksum, 16),
+        _number(entry["relative_distance"]),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _base_only(tensors: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> bool:

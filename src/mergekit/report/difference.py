@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit.checkpoint import Extent, Files
+from mergekit.checkpoint import Files
 from mergekit.checkpoint.hub import Hub
-from mergekit.checkpoint.reading import Buffer
 from mergekit.errors import CheckpointError, Findings, IncompatibleModelsError, Problem
 from mergekit.kernels import GRAIN, RAW
 from mergekit.layout import Part
@@ -37,9 +35,9 @@ from mergekit.plan.models import Key, Model, open_models
 from mergekit.plan.views import StoredView, View
 from mergekit.recipe import Address, ModelRef, Parameters, Recipe, Source
 from mergekit.report.parts import part_of
+from mergekit.report.rooms import Room
 
 Raw = NDArray[Any]
-_T = TypeVar("_T")
 
 _CHUNK = 64 * GRAIN  # entries of both models that a thread holds at a time; they stay in its cache
 _HUGE = 1e130  # entries beyond have squares that cannot be added up
@@ -251,45 +249,6 @@ def _described(a: Model, b: Model, pair: _Pair, distance: Distance) -> TensorDif
     return TensorDifference(*names, place, part_of(place), pair.first.spec.shape, dtypes, distance)
 
 
-@final
-class _Room(threading.local):
-    """What a thread reads with: the files, and buffers of its own."""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-        self._held: dict[str, Raw] = {}
-        self._kept: dict[View, Any] = {}
-        self._tensor = -1
-
-    def turn_to(self, tensor: int) -> None:
-        """Drop what views had kept of another tensor."""
-        if tensor != self._tensor:
-            self._kept.clear()
-            self._tensor = tensor
-
-    def kept(self, view: View, make: Callable[[], _T]) -> _T:
-        """What a view needs for every chunk of a tensor."""
-        if view not in self._kept:
-            self._kept[view] = make()
-        found: _T = self._kept[view]
-        return found
-
-    def read(self, extent: Extent, into: Buffer) -> None:
-        """Fill a buffer with the bytes of an extent."""
-        self._files.read(extent, into)
-
-    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
-        """Fill parts of a buffer with as many stretches of a file, all of one size."""
-        self._files.gather(file, starts, places, nbytes, into)
-
-    def buffer(self, use: str, nbytes: int) -> Raw:
-        """Room for one use, kept between chunks."""
-        held = self._held.get(use)
-        if held is None or held.nbytes < nbytes:
-            self._held[use] = held = np.empty(nbytes, np.uint8)
-        return held[:nbytes]
-
-
 def _distances(pairs: Sequence[_Pair], workers: int, advance: Callable[[int], None]) -> Iterator[Distance]:
     """One for each pair, in their order: threads share chunks, so that large tensors do not wait for one of them."""
     chunks = [
@@ -298,7 +257,7 @@ def _distances(pairs: Sequence[_Pair], workers: int, advance: Callable[[int], No
         for start in range(0, max(1, pair.first.spec.count), _CHUNK)
     ]
     with Files() as files, ThreadPoolExecutor(workers) as pool:
-        room = _Room(files)
+        room = Room(files)
 
         def measured(chunk: tuple[int, int, int]) -> tuple[int, Raw, Raw]:
             index, start, stop = chunk
@@ -315,7 +274,7 @@ def _distances(pairs: Sequence[_Pair], workers: int, advance: Callable[[int], No
             yield Distance(pairs[index].first.spec.count, *map(int, counts), *exact_sums([part[2] for part in parts]))
 
 
-def _measure(pair: _Pair, room: _Room, start: int, stop: int) -> tuple[Raw, Raw]:
+def _measure(pair: _Pair, room: Room, start: int, stop: int) -> tuple[Raw, Raw]:
     """Changed and broken entries of a stretch, and its sums per grain: columns as in :class:`Distance`."""
     if not (_exact(pair.first) or _exact(pair.second)):
         formats = {pair.first.row_format, pair.second.row_format}
@@ -351,7 +310,7 @@ def _fast(rows: Raw) -> tuple[Raw, Raw]:
     return np.array([counts[0, 0], 0]), sums
 
 
-def _wide(view: View, room: _Room, start: int, stop: int) -> Raw:
+def _wide(view: View, room: Room, start: int, stop: int) -> Raw:
     """The entries as float64."""
     if isinstance(view, StoredView) and view.spec.dtype.name not in RAW:
         dtype = np.dtype(view.spec.dtype.storage)

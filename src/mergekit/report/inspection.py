@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mergekit.checkpoint import DTYPES, Checkpoint, Stored
 from mergekit.errors import CheckpointError, UnsupportedError
@@ -15,7 +16,7 @@ from mergekit.plan.tensors import MERGEABLE
 from mergekit.plan.weights import weights_of
 from mergekit.report.facts import Experts, Inspection, LayerKind, ModuleFacts, Share, Slicing, TensorFacts, Tokens
 from mergekit.report.parts import PARTS, part_of
-from mergekit.report.verify import largest_id, wrong_layers
+from mergekit.report.verify import wrong_layers
 
 _TOKENIZER_BYTES = 32 << 20  # a longer tokenizer.json is not read
 _LANGUAGE_MODEL = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
@@ -236,9 +237,17 @@ def _tokenizer_size(checkpoint: Checkpoint) -> int | None:
         if file.is_file() and file.stat().st_size > _TOKENIZER_BYTES:
             return None
         text = checkpoint.text("tokenizer.json")
-        return largest_id(json.loads(text)) + 1 if text is not None else None
+        return _largest_id(json.loads(text)) + 1 if text is not None else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None
+
+
+def _largest_id(tokenizer: Any) -> int:
+    """The largest token id in the contents of a tokenizer.json; -1 without tokens."""
+    vocabulary = tokenizer["model"]["vocab"]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    added = [token["id"] for token in tokenizer.get("added_tokens") or ()]
+    return max(map(int, [*ids, *added]), default=-1)
 
 
 def _quantisation(config: Mapping[str, object]) -> str | None:

@@ -4,11 +4,13 @@
 
     format, mergekit, machine, method, recipe_sha256, seed, seconds
     method_file {file, sha256}                       only of a method in a Python file that the recipe names
+    options    {shard_bytes, copy_tokenizer, crop_vocabulary, fuse_experts}, or {shard_bytes, raw: {names, integers}}
     parents    [{model, role, folder, files: [{name, bytes, header_sha256}], adapter: {folder, files, config_sha256}}]
     totals     {tensors, parameters, bytes_read, bytes_written, shards}
     shards     [{file, bytes, header_sha256}]
     settings   [{method, based, parameters}]         each combination once
-    tensors    [{name, dtype, shape, sources: [{model, tensor}], settings, grain, norm, relative_distance, non_finite}]
+    tensors    [{name, dtype, shape, sources: [{model, tensor}], settings, grain, norm, relative_distance, non_finite,
+                 checksum}]
     left_over  [{model, reason, tensors}]
     rules      [{rule, tensors}]                     output tensors that some models lack or have in another shape
     warnings   [{what, place, expected, hint}]
@@ -17,7 +19,8 @@
 `model` is an index in `parents`, `settings` one in `settings`. The first source of a tensor is its base if the settings
 say `based`; values per model then belong to the sources after it. `relative_distance` is that of the output to its
 first source, as a share of the norm of that source; null where that norm is 0. Integers have neither norm nor distance.
-`grain` is how many entries were added up before their sums were added up exactly.
+`grain` is how many entries were added up before their sums were added up exactly. `checksum` is that of the tensor's
+bytes, as :func:`mergekit.kernels.checksum.checksum` defines it, in 16 hexadecimal digits.
 Apart from `seconds`, the same merge gives the same report on the same `machine`.
 """
 
@@ -68,6 +71,10 @@ class Measured(Protocol):
     def broken(self) -> int:
         """Entries that are infinite or not a number."""
 
+    @property
+    def checksum(self) -> int:
+        """Of its bytes, unsigned."""
+
 
 def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str, float]) -> dict[str, object]:
     """Contents of merge_report.json.
@@ -89,6 +96,7 @@ def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str,
         **({"method_file": file} if (file := method_file(plan.method)) else {}),
         "recipe_sha256": recipe_hash(plan.recipe.text),
         "seed": plan.seed,
+        "options": plan.options,
         "seconds": {phase: round(duration, 3) for phase, duration in seconds.items()},
         "parents": [_parent(index, model, plan) for index, model in enumerate(plan.models)],
         "totals": _totals(plan),
@@ -195,6 +203,7 @@ def _tensor(task: TensorTask, outcome: Measured, settings: int) -> dict[str, obj
         "norm": outcome.norm if measured else None,
         "relative_distance": outcome.distance / outcome.reference if outcome.reference else None,
         "non_finite": outcome.broken,
+        "checksum": f"{outcome.checksum:016x}",
     }
 
 

@@ -1,13 +1,14 @@
-"""Weights read once more, in small buffers: their norms, and whether they are numbers."""
+"""Weights read once more, in small buffers on all cores: norms, checksums, and whether they are numbers."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,99 +16,113 @@ from numpy.typing import NDArray
 from mergekit.checkpoint import Files, Stored
 from mergekit.errors import CheckpointError, Problem
 from mergekit.kernels import GRAIN, RAW
+from mergekit.plan.tensors import MERGEABLE
 from mergekit.plan.views import StoredView, View, view_of
+from mergekit.report.rooms import Room
 
-_T = TypeVar("_T")
-_STRIPE = 256 * GRAIN  # entries in memory at a time, for each thread
+Raw = NDArray[Any]
+
+_STRIPE = 64 * GRAIN  # entries in memory at a time, for each thread; they stay in its cache
+_SPAN = 64 * _STRIPE  # entries of a tensor that a thread takes at once
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What the values of a tensor amount to.
+    """What the bytes of a tensor amount to.
 
     Parameters:
-        norm: Euclidean norm of the entries that are finite.
+        norm: Euclidean norm of the entries that are finite; 0 where they are not floating-point numbers.
         broken: entries that are infinite or not a number.
+        checksum: see :mod:`mergekit.kernels.checksum`; of no meaning where entries are unpacked before they are seen.
     """
 
     norm: float
     broken: int
+    checksum: int
 
 
-def weigh(files: Files, stored: Stored, beside: str | None = None, grain: int = GRAIN) -> Weight:
-    """Read a tensor of F64, F32, F16 or BF16.
+@dataclass(frozen=True, slots=True)
+class _Part:
+    squares: Raw
+    broken: int
+    checksum: int
+
+
+def weigh_all(files: Files, tensors: Sequence[Stored]) -> Iterator[tuple[Stored, Weight | Problem]]:
+    """Weigh tensors, in their order; what cannot be read is a problem.
+
+    Threads share large tensors: norms are added up exactly, so that this does not matter to them.
 
     Parameters:
-        files: where it is read from.
-        stored: the tensor.
-        beside: format of the reference that the kernel is given. Its values do not matter, its type does: each pair of
-            types is compiled on its own, and may add up a grain in an order of its own.
-        grain: entries that are added up before their sums are added up exactly.
-
-    Raises:
-        CheckpointError: the file cannot be read.
+        files: where they are read from.
+        tensors: of any dtype.
     """
-    from mergekit.kernels.fused import measure
+    views = [view_of(stored) for stored in tensors]
+    spans = [
+        (index, start, min(start + _SPAN, view.spec.count))
+        for index, view in enumerate(views)
+        for start in range(0, max(1, view.spec.count), _SPAN)
+    ]
+    room = Room(files)
 
-    squares: list[float] = []
-    broken = 0
-    for stripe in _stripes(files, stored, grain):
-        row = _narrowed(stripe)
-        reference = row if beside is None else np.zeros(row.size, RAW[beside])
-        sums = np.empty((-(-row.size // grain), 3))
-        found = measure(row, reference, grain, sums)
-        broken += found if row is stripe else int(np.count_nonzero(~np.isfinite(stripe)))
-        squares.extend(sums[:, 0])
-    return Weight(math.sqrt(math.fsum(squares)), broken)
-
-
-def weigh_all(files: Files, tensors: Iterable[Stored]) -> Iterator[tuple[Stored, Weight | Problem]]:
-    """Weigh tensors on all cores; what cannot be read is a problem."""
-
-    def weighed(stored: Stored) -> tuple[Stored, Weight | Problem]:
+    def weighed(span: tuple[int, int, int]) -> tuple[int, _Part | Problem]:
+        index, start, stop = span
+        room.turn_to(index)
         try:
-            return stored, weigh(files, stored)
+            return index, _weigh(views[index], room, start, stop)
         except CheckpointError as error:
-            return stored, error.problem
+            return index, error.problem
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        yield from pool.map(weighed, tensors)
+        for index, group in groupby(pool.map(weighed, spans), key=lambda found: found[0]):
+            yield tensors[index], _joined([part for _, part in group])
 
 
-@final
-class _Access:
-    """What a view reads with: files, and fresh room."""
-
-    def __init__(self, files: Files) -> None:
-        self.read = files.read
-        self.gather = files.gather
-
-    def buffer(self, _use: str, nbytes: int) -> NDArray[Any]:
-        return np.empty(nbytes, np.uint8)
-
-    def kept(self, _view: View, make: Callable[[], _T]) -> _T:
-        return make()
+def _joined(parts: Sequence[_Part | Problem]) -> Weight | Problem:
+    known = [part for part in parts if isinstance(part, _Part)]
+    for part in parts:
+        if isinstance(part, Problem):
+            return part
+    norm = math.sqrt(math.fsum(square for part in known for square in part.squares))
+    return Weight(norm, sum(part.broken for part in known), sum(part.checksum for part in known) % 2**64)
 
 
-def _stripes(files: Files, stored: Stored, grain: int) -> Iterator[NDArray[Any]]:
-    spec, view = stored.spec, view_of(stored)
-    access = _Access(files)
-    name = spec.dtype.name if isinstance(view, StoredView) else "F32"
-    dtype = np.dtype(RAW.get(name, spec.dtype.storage))
-    step = grain * max(1, _STRIPE // grain)
-    buffer = np.empty(min(step, spec.count), dtype)
-    for first in range(0, spec.count, step):
-        stripe = buffer[: spec.count - first]
+def _weigh(view: View, room: Room, start: int, stop: int) -> _Part:
+    from mergekit.kernels.fused import checksum
+
+    squares, broken, total = [np.zeros(0)], 0, 0
+    measured = view.spec.dtype.name in MERGEABLE
+    for first in range(start, stop, _STRIPE):
+        if not measured and not isinstance(view, StoredView):
+            break  # whole numbers of a pickle that are in another order: nothing is claimed about them
+        octets = entries = _entries(view, room, first, min(first + _STRIPE, stop))
         if isinstance(view, StoredView):
-            view.read_bytes(access, first, first + stripe.size, stripe.view(np.uint8))
-        else:
-            view.read(access, first, first + stripe.size, stripe)
-        yield stripe
+            total += int(checksum(octets, first * view.spec.dtype.bits // 8))
+            entries = octets.view(RAW.get(view.spec.dtype.name, view.spec.dtype.storage)) if measured else octets
+        if measured:
+            sums, found = _measured(entries)
+            squares.append(sums)
+            broken += found
+    return _Part(np.concatenate(squares), broken, total)
 
 
-def _narrowed(stripe: NDArray[Any]) -> NDArray[Any]:
-    """Entries as the kernel takes them; F64 in the precision in which the engine measures it."""
-    if stripe.dtype != np.float64:
-        return stripe
+def _entries(view: View, room: Room, start: int, stop: int) -> Raw:
+    """Bytes as they are stored, or float32 where they are unpacked."""
+    if isinstance(view, StoredView):
+        octets = room.buffer("bytes", (stop - start) * view.spec.dtype.bits // 8)
+        view.read_bytes(room, start, stop, octets)
+        return octets
+    row = room.buffer("row", (stop - start) * 4).view(np.float32)
+    view.read(room, start, stop, row)
+    return row
+
+
+def _measured(entries: Raw) -> tuple[Raw, int]:
+    """Squared norms by grain, and how many entries are no finite numbers; F64 in the precision of the engine."""
+    from mergekit.kernels.fused import measure
+
     with np.errstate(over="ignore"):
-        return stripe.astype(np.float32)
+        row = entries.astype(np.float32) if entries.dtype == np.float64 else entries
+    sums = np.empty((-(-row.size // GRAIN), 3))
+    broken = measure(row, row, GRAIN, sums)
+    return sums[:, 0].copy(), broken if row is entries else int(np.count_nonzero(~np.isfinite(entries)))

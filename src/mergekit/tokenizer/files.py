@@ -13,6 +13,7 @@ from typing import Any, final
 
 from mergekit.checkpoint import Checkpoint
 from mergekit.checkpoint.companions import TOKENIZER, is_like
+from mergekit.checkpoint.finding import is_there
 from mergekit.errors import CheckpointError
 from mergekit.tokenizer.tables import FILE, TokenTable
 
@@ -77,7 +78,7 @@ def table_text(table: TokenTable) -> str:
 
 def _in_folder(root: Path) -> dict[str, Path]:
     files = sorted(root.iterdir()) if root.is_dir() else []
-    return {file.name: file for file in files if file.is_file() and is_like(file.name, TOKENIZER)}
+    return {file.name: file for file in files if is_like(file.name, TOKENIZER) and is_there(root, file.name)}
 
 
 def _dropped(names: Iterable[str], before: TokenTable, after: TokenTable) -> dict[str, None]:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from mergekit.checkpoint import Checkpoint
 from mergekit.checkpoint.companions import is_like
+from mergekit.checkpoint.finding import is_there
 from mergekit.errors import CheckpointError, UnsupportedError
 
 _SLOW = "tokenizer.model spiece.model spm.model sentencepiece.* vocab.json merges.txt vocab.txt tekken.json *.tiktoken"
@@ -28,7 +29,7 @@ def converted_text(checkpoint: Checkpoint) -> str | None:
     """
     root = checkpoint.root
     files = sorted(root.iterdir()) if root.is_dir() else []
-    found = [file.name for file in files if file.is_file() and is_like(file.name, _SLOW)]
+    found = [file.name for file in files if is_like(file.name, _SLOW) and is_there(root, file.name)]
     if not found:
         return None
     place = str(root)
@@ -40,7 +41,7 @@ def converted_text(checkpoint: Checkpoint) -> str | None:
     with TemporaryDirectory(prefix="mergekit-tokenizer-") as folder:
         # Only these files are in its reach: no code, no pickle.
         for name in (*found, *_SETTINGS):
-            if (root / name).is_file():
+            if is_there(root, name):
                 shutil.copyfile(root / name, Path(folder) / name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count, pairwise
 from typing import Any, Literal, TypeAlias, cast, final
 
 from mergekit.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ Flags: TypeAlias = Mapping[str, object]
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 _KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
-_MOST_IDS = 2**31
+_MOST_IDS = 2**22  # the largest vocabularies have a million tokens; one number must not make millions of rows
 
 
 @final
@@ -54,9 +54,7 @@ class TokenTable:
     @property
     def holes(self) -> tuple[int, ...]:
         """Ids below the size that no token has, ascending."""
-        if len(self.ids) == self.size:
-            return ()
-        return tuple(sorted(set(range(self.size)) - set(self.ids.values())))
+        return tuple(chain.from_iterable(range(a + 1, b) for a, b in pairwise([-1, *self.ids.values()])))
 
     @property
     def renumbered(self) -> Mapping[str, int]:
@@ -232,7 +230,7 @@ def _added(content: Mapping[str, Any], place: str) -> dict[str, Flags]:
 def _check_id(text: str, number: object, place: str) -> None:
     if type(number) is not int or not 0 <= number < _MOST_IDS:
         what = f"the id of token {text!r} is {number!r}"
-        raise CheckpointError(what, place=place, expected="a whole number from 0 to 2147483647")
+        raise CheckpointError(what, place=place, expected=f"a whole number from 0 to {_MOST_IDS - 1}")
 
 
 def _check_ids(ids: Mapping[str, int], place: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ class Hub:
         cache: where downloads are kept; that of huggingface_hub if None.
         stream: leave safetensors on the hub, and read of them what is needed when it is needed.
         bars: draw bars on stderr while downloading.
+        known: folders that stand for references, whatever is there or on the hub by now.
     """
 
     cache: Path | None = None
     stream: bool = False
     bars: bool = False
+    known: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:

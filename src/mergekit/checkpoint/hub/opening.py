@@ -27,9 +27,12 @@ def local_folder(reference: Reference, hub: Hub | None = None, adapter: bool = F
         MissingModelError: there is neither such a folder nor such a repository.
         CheckpointError: the hub refuses or cannot be reached, or the disk is full.
     """
+    hub = hub or Hub()
+    if (known := hub.known.get(str(reference))) is not None:
+        return known
     if is_local(reference):
         return Path(reference.path).expanduser()
-    return fetch(reference, replace(hub or Hub(), stream=False), adapter).root
+    return fetch(reference, replace(hub, stream=False), adapter).root
 
 
 def open_model(reference: Reference, hub: Hub | None = None) -> Checkpoint:
@@ -44,11 +47,14 @@ def open_model(reference: Reference, hub: Hub | None = None) -> Checkpoint:
         CheckpointError: it is not a complete model, or the hub refuses or cannot be reached, or the disk is full.
         HeaderError: a weight file lies about its contents.
     """
+    hub = hub or Hub()
+    if (known := hub.known.get(str(reference))) is not None:
+        return open_checkpoint(known)
     folder = Path(reference.path).expanduser()
     if is_local(reference):
         return open_checkpoint(folder)
     try:
-        snapshot = fetch(reference, hub or Hub())
+        snapshot = fetch(reference, hub)
     except MissingModelError as error:
         raise _with_neighbour(error, folder) from error
     checkpoint = _streamed(reference, snapshot) if snapshot.remote else open_checkpoint(snapshot.root)

@@ -6,6 +6,7 @@ from mergekit.plan.views.base import Access, StoredView, View
 from mergekit.plan.views.blocks import Unpacked
 from mergekit.plan.views.corner import Corner, corner
 from mergekit.plan.views.experts import fuse_experts
+from mergekit.plan.views.held import Held
 from mergekit.plan.views.joined import Joined
 from mergekit.plan.views.low_rank import InPlace, LowRank, NewRows, Normed, Shifted
 from mergekit.plan.views.pieces import Pieces
@@ -18,6 +19,7 @@ __all__ = [
     "Aligned",
     "Corner",
     "Dequantised",
+    "Held",
     "InPlace",
     "Joined",
     "LowRank",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 
-from mergekit.adapters import Change, NewNorms, Offset, Product, Replacement
+from mergekit.adapters import Change, ExpertProducts, NewNorms, Offset, Product, Replacement
 from mergekit.plan.views.base import View
+from mergekit.plan.views.expert_products import ManyLowRank
 from mergekit.plan.views.low_rank import InPlace, LowRank, NewRows, Normed, Shifted
 from mergekit.plan.views.pieces import Pieces
 from mergekit.plan.views.stored import view_of
@@ -25,6 +26,8 @@ def adapted(view: View, changes: Sequence[Change]) -> View:
 def _changed(view: View, change: Change) -> View:
     if isinstance(change, Product):
         return LowRank(view, view_of(change.a), view_of(change.b), change.scale, change.transposed)
+    if isinstance(change, ExpertProducts):
+        return ManyLowRank(view, view_of(change.a), view_of(change.b), change.scale, change.transposed)
     if isinstance(change, NewNorms):
         return Normed(view, view_of(change.magnitudes), change.transposed)
     if isinstance(change, Offset):

@@ -1,0 +1,133 @@
+"""Options and steps that the search and the sweep share: how candidates are merged and judged."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergekit.cli.merge import DANGEROUS
+from mergekit.cli.options import accepted, option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mergekit.evolution.candidate import Loading
+    from mergekit.evolution.evaluation import RecipeEvaluator
+    from mergekit.evolution.harness import Tasks
+    from mergekit.evolution.objectives import Objective
+    from mergekit.evolution.workers import Workers
+
+JUDGED = "How candidates are judged"
+
+in_workers = option(
+    JUDGED,
+    "--workers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Processes that judge one candidate each; they share the cores. 1 if not given.",
+)
+judged = accepted(
+    option(
+        JUDGED,
+        "--task-search-path",
+        "--include-path",
+        "folders",
+        metavar="FOLDER",
+        multiple=True,
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="A folder with tasks of lm-eval of your own; may be given several times.",
+    ),
+    option(
+        JUDGED,
+        "--batch-size",
+        "batch",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=8,
+        help="Examples, or windows of text, that a model looks at together; 8 if not given.",
+    ),
+    option(
+        JUDGED,
+        "--trust-remote-code/--no-trust-remote-code",
+        help="Let transformers run code that comes with the models.",
+    ),
+    option(
+        DANGEROUS,
+        "--allow-code",
+        is_flag=True,
+        help="Run the functions and commands that objectives name, and a merge method in a Python file.",
+    ),
+    option(
+        DANGEROUS,
+        "--i-understand-the-depths-of-the-evils-i-am-unleashing",
+        "unleashed",
+        is_flag=True,
+        help="Score by public benchmarks; what they say about the model is worth nothing afterwards.",
+    ),
+)
+
+
+def loading_of(flags: dict[str, Any], strict: bool, bits: int | None = None) -> Loading:
+    """How candidates are merged and put to work; takes its options out of the flags."""
+    from mergekit.api.options import MergeOptions
+    from mergekit.evolution.candidate import Loading
+
+    threads = flags.pop("num_threads")
+    merge = MergeOptions(
+        strict=strict,
+        allow_code=flags.pop("allow_code"),
+        random_seed=flags.pop("random_seed"),
+        device="cuda" if flags.pop("merge_cuda", False) else None,
+        num_threads=threads,
+        out_shard_size=0,
+        write_model_card=False,
+    )
+    trusted = flags.pop("trust_remote_code")
+    return Loading(merge, None, flags.pop("batch"), trusted, bits, threads)
+
+
+def ready_workers(evaluator: RecipeEvaluator, count: int | None) -> Workers:
+    """Workers for an evaluator, once it is known that it can do its work.
+
+    Raises:
+        UnsupportedError: a library is not installed, a text is not there, or a task is unknown.
+        MethodError: a function is not there.
+    """
+    from mergekit.evolution.workers import Alone, Processes
+
+    check_ready(evaluator.objectives, evaluator.loading.tasks)
+    if (count or 1) == 1:
+        return Alone(evaluator.prepare(evaluator.loading.threads, None))
+    return Processes(evaluator, count or 1, _devices())
+
+
+def check_ready(objectives: Sequence[Objective], tasks: Tasks) -> None:
+    """See to it that objectives can be measured.
+
+    Raises:
+        UnsupportedError: a library is not installed, a text is not there, or a task is unknown.
+        MethodError: a function is not there.
+    """
+    from mergekit.evolution.harness import missing, refuse_unknown
+    from mergekit.evolution.objectives import CommandObjective, TaskObjective
+
+    for objective in objectives:
+        objective.check()
+    if any(not isinstance(objective, CommandObjective) for objective in objectives):
+        for package in ("torch", "transformers"):
+            if find_spec(package) is None:
+                raise missing("objectives", package)
+    names = [objective.name for objective in objectives if isinstance(objective, TaskObjective)]
+    if names:
+        refuse_unknown(names, tasks)
+
+
+def _devices() -> tuple[str, ...]:
+    if find_spec("torch") is None:
+        return ()
+    import torch
+
+    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))

@@ -1,0 +1,125 @@
+"""Where candidates are judged: in this process, or in several on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, final
+
+from mergekit.evolution.evaluation import Evaluator, Job, Judged
+
+
+class Workers(ABC):
+    """Judges candidates, several at a time; a context whose end lets the workers go."""
+
+    @abstractmethod
+    def judge(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Judged]]:
+        """Judge candidates; pairs come as they are done.
+
+        Parameters:
+            jobs: a job is taken from it when a worker is free, so that whoever makes them can stop in time.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let the workers go."""
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@final
+class Alone(Workers):
+    """One candidate after the other in this process."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+
+    def judge(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Judged]]:
+        """Judge candidates in their order."""
+        for job in jobs:
+            yield job, self._evaluator.judge(job)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@final
+class Processes(Workers):
+    """Several processes. One that dies fails its candidate, and another one takes its place.
+
+    Parameters:
+        evaluator: every process has a copy.
+        count: processes; they share the cores.
+        devices: accelerators that they share in turn, as torch names them.
+    """
+
+    def __init__(self, evaluator: Evaluator, count: int, devices: tuple[str, ...] = ()) -> None:
+        threads = max(1, (os.cpu_count() or 1) // count)
+        self._copies = [
+            evaluator.prepare(threads, devices[index % len(devices)] if devices else None) for index in range(count)
+        ]
+        self._running: dict[int, tuple[Any, Connection]] = {}
+
+    def judge(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Judged]]:
+        """Judge candidates on whichever process is free."""
+        waiting = iter(jobs)
+        busy: dict[int, Job] = {}
+        while True:
+            for index in range(len(self._copies)):
+                job = None if index in busy else next(waiting, None)
+                if job is not None:
+                    self._connection(index).send(job)
+                    busy[index] = job
+            if not busy:
+                return
+            ready = wait([self._running[index][1] for index in busy])
+            for index in [index for index in busy if self._running[index][1] in ready]:
+                yield busy.pop(index), self._received(index)
+
+    def _connection(self, index: int) -> Connection:
+        if index not in self._running or not self._running[index][0].is_alive():
+            context = get_context("spawn")
+            own, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, self._copies[index]), daemon=True)
+            process.start()
+            theirs.close()
+            self._running[index] = process, own
+        return self._running[index][1]
+
+    def _received(self, index: int) -> Judged:
+        process, connection = self._running[index]
+        try:
+            judged: Judged = connection.recv()
+        except EOFError:
+            process.join()
+            del self._running[index]
+            return Judged((), (), 0.0, f"the process that judged it ended with exit code {process.exitcode}")
+        return judged
+
+    def close(self) -> None:
+        """End the processes."""
+        for process, connection in self._running.values():
+            connection.close()
+            process.terminate()
+            process.join()
+        self._running.clear()
+
+
+def _serve(connection: Connection, evaluator: Evaluator) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one decides
+    try:
+        while True:
+            connection.send(evaluator.judge(connection.recv()))
+    except (EOFError, BrokenPipeError):
+        return

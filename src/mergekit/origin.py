@@ -1,0 +1,188 @@
+"""How a written model came about: the recipe and the options that lie beside it, and its models, found again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mergekit.checkpoint.hub import Hub, is_local
+from mergekit.errors import CheckpointError, MergekitError, Problem, VerificationError
+from mergekit.plan import Plan, PlanOptions, plan_merge
+from mergekit.plan.fingerprint import header_hash, recipe_hash
+from mergekit.plan.planner import VOCABULARY
+from mergekit.raw import Matching, plan_raw
+from mergekit.raw.language import read_raw
+from mergekit.recipe import Recipe, decoded, read_recipe
+from mergekit.report.record import FORMAT
+
+RECIPE, REPORT = "mergekit_config.yml", "merge_report.json"
+_OPTIONS: Mapping[str, type] = {
+    "shard_bytes": int,
+    "copy_tokenizer": bool,
+    "crop_vocabulary": bool,
+    "fuse_experts": bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A model, or an adapter, that went into a merge.
+
+    Parameters:
+        name: as the recipe names it.
+        folder: where it was.
+        files: its weight files by name, with their sizes in bytes and the hashes of their headers.
+    """
+
+    name: str
+    folder: Path
+    files: Mapping[str, tuple[int, str]]
+
+    def changes(self) -> Iterator[Problem]:
+        """Files that are not what they were; entries of tensors may have changed without a sign of it."""
+        for name, (nbytes, header) in self.files.items():
+            file = self.folder / name if self.folder.is_dir() else self.folder
+            if not file.is_file():
+                yield Problem(f"{self.name}: the file is not there any more", str(file))
+            elif (size := file.stat().st_size) != nbytes:
+                yield Problem(f"{self.name}: the file has {size:,} bytes", str(file), f"{nbytes:,}, as then")
+            elif _header(file) != header:
+                yield Problem(f"{self.name}: the file has another header than it had then", str(file))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether a file is not where it was."""
+        files = [self.folder / name if self.folder.is_dir() else self.folder for name in self.files]
+        return not all(file.is_file() for file in files)
+
+
+def _header(file: Path) -> str | None:
+    try:
+        return header_hash(file)
+    except (CheckpointError, OSError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model comes from.
+
+    Parameters:
+        folder: of the model.
+        text: the recipe.
+        options: with which it was carried out.
+        raw: how raw checkpoints were matched; None if models were merged.
+        parents: the models and adapters.
+        others: names of models of which the recipe takes only tokens, and which are no folders here.
+    """
+
+    folder: Path
+    text: str
+    options: PlanOptions
+    raw: Matching | None
+    parents: tuple[Parent, ...]
+    others: tuple[str, ...]
+
+    def changes(self) -> tuple[Problem, ...]:
+        """What is known to have changed of the models since."""
+        return tuple(problem for parent in self.parents for problem in parent.changes())
+
+    def planned(self, anywhere: bool = False) -> Plan:
+        """The plan of the merge, made again.
+
+        Parameters:
+            anywhere: take models that are not where they were from where the recipe says, which may be the hub.
+
+        Raises:
+            VerificationError: a model is not where it was, and `anywhere` is not given.
+            MergekitError: the merge cannot be planned any more.
+        """
+        absent = [f"{parent.name} is not where it was ({parent.folder})" for parent in self.parents if parent.is_gone]
+        absent += [f"{name} is not here" for name in self.others]
+        if absent and not anywhere:
+            raise VerificationError(absent[0])
+        if self.raw is not None:
+            return plan_raw(self.text, file=RECIPE, options=self.options, matching=self.raw)
+        return plan_merge(self.text, file=RECIPE, options=self.options)
+
+
+def read_origin(folder: Path) -> Origin:
+    """Read where a model comes from.
+
+    Parameters:
+        folder: of the model.
+
+    Raises:
+        VerificationError: it does not say, or what it says does not fit together.
+    """
+    text, report = _recipe(folder / RECIPE), _report(folder / REPORT)
+    if report.get("recipe_sha256") != recipe_hash(text):
+        what = f"{RECIPE} is not the recipe of {REPORT}"
+        raise VerificationError(what, place=str(folder), expected="the text that was merged, byte for byte")
+    try:
+        recorded = report.get("options", {})
+        matching = Matching(**recorded["raw"]) if "raw" in recorded else None
+        recipe = _parsed(text, matching)
+        parents = _parents(report, recipe)
+        options = _options(report, recorded)
+    except (LookupError, TypeError, ValueError, AttributeError, MergekitError) as error:
+        what = f"{REPORT} does not tell how to merge again: {type(error).__name__} {error}"
+        raise VerificationError(what, place=str(folder / REPORT)) from error
+    known = {name: parent.folder for name, parent in parents.items() if not parent.is_gone}
+    named = [ref.model for ref in recipe.tokenizer.references()] if recipe.tokenizer else []
+    others = tuple(str(address) for address in named if str(address) not in known and not is_local(address))
+    options = replace(options, hub=Hub(known=known))
+    return Origin(folder, text, options, matching, tuple(parents.values()), others)
+
+
+def _recipe(file: Path) -> str:
+    try:
+        return decoded(file.read_bytes(), str(file))
+    except OSError as error:
+        what = f"there is no recipe in the folder: {error.strerror}"
+        raise VerificationError(what, place=str(file), expected="the folder of a merge") from error
+
+
+def _report(file: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise VerificationError(f"the report cannot be read: {error}", place=str(file)) from error
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        raise VerificationError(f"it is no report of this version: it does not say `format: {FORMAT}`", place=str(file))
+    return report
+
+
+def _options(report: Mapping[str, Any], recorded: Mapping[str, Any]) -> PlanOptions:
+    known = {name: recorded[name] for name in _OPTIONS if name in recorded}
+    for name, value in [*known.items(), ("seed", report["seed"])]:
+        if type(value) is not _OPTIONS.get(name, int):
+            raise ValueError(f"`{name}` is {value!r}")
+    return PlanOptions(**known, seed=report["seed"])
+
+
+def _parsed(text: str, matching: Matching | None) -> Recipe:
+    read = read_raw if matching else partial(read_recipe, vocabulary=VOCABULARY)
+    recipe, findings = read(text, file=RECIPE)
+    findings.raise_errors()
+    assert recipe is not None, "without errors there is a recipe"
+    return recipe
+
+
+def _parents(report: Mapping[str, Any], recipe: Recipe) -> dict[str, Parent]:
+    """Models and adapters by what the recipe calls each of them; a report lists them in the recipe's order."""
+    found: dict[str, Parent] = {}
+    for ref, entry in zip(recipe.references(), report["parents"], strict=True):
+        found[str(ref.model)] = _parent(str(ref.model), entry)
+        if ref.adapter is not None:
+            found[str(ref.adapter)] = _parent(str(ref.adapter), entry["adapter"])
+    return found
+
+
+def _parent(name: str, entry: Mapping[str, Any]) -> Parent:
+    files = {str(file["name"]): (int(file["bytes"]), str(file["header_sha256"])) for file in entry["files"]}
+    return Parent(name, Path(entry["folder"]), files)

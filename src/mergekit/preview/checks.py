@@ -1,0 +1,109 @@
+"""Everything that can be known to stand in a merge's way before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergekit.checkpoint.output import partial_folder, refuse_occupied
+from mergekit.engine import open_device
+from mergekit.errors import MergekitError, OutputError
+from mergekit.plan import Attempt, Model, Plan, PlanOptions, try_to_plan
+from mergekit.preview.space import Space, refuse_unwritable, spaces
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A merge that may be carried out.
+
+    Parameters:
+        text: the recipe, YAML.
+        file: its name, for messages.
+        out: the folder to be made, or None if that is not known yet.
+        planning: options of planning.
+        device: as :func:`mergekit.engine.open_device` takes it.
+        overwrite: replace an existing output folder.
+    """
+
+    text: str
+    file: str | None = None
+    out: Path | None = None
+    planning: PlanOptions = field(default_factory=PlanOptions)
+    device: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What came of looking at a merge.
+
+    Parameters:
+        attempt: the plan, or why there is none; all problems are in it, those of the output and the device as well.
+        spaces: room on the file systems that the merge writes to.
+    """
+
+    attempt: Attempt
+    spaces: tuple[Space, ...]
+
+    @property
+    def errors(self) -> tuple[MergekitError, ...]:
+        """Everything that stands in the way, each kind with its exit code."""
+        return self.attempt.problems.errors
+
+    def result(self) -> Plan:
+        """The plan.
+
+        Raises:
+            MergekitError: whatever stands in the way; :class:`~mergekit.plan.SeveralProblemsError` if that is more
+                than one thing.
+        """
+        return self.attempt.result()
+
+
+def check_merge(job: Job, *, room: bool = True) -> Check:
+    """Look at everything that can be known about a merge without reading weights, and collect what is wrong.
+
+    Parameters:
+        job: the merge.
+        room: also refuse a disk with too little room, which is a guess where files are compressed or shared.
+    """
+    attempt = try_to_plan(job.text, file=job.file, options=job.planning)
+    problems = attempt.problems
+    if job.out is not None:
+        with problems.collected():
+            refuse_occupied(job.out, job.overwrite)
+        with problems.collected():
+            refuse_input(attempt.models, job.out)
+        with problems.collected():
+            refuse_unwritable(job.out)
+    with problems.collected():
+        open_device(job.device)
+    cache = job.planning.hub.folder if _downloads(job, attempt.models) else None
+    found = spaces(attempt, job.out, cache)
+    for space in found if room else ():
+        with problems.collected():
+            space.require()
+    return Check(attempt, found)
+
+
+def _downloads(job: Job, models: Sequence[Model]) -> bool:
+    return not job.planning.hub.stream and any(model.checkpoint.remote for model in models)
+
+
+def refuse_input(models: Sequence[Model], out: Path) -> None:
+    """Refuse an output whose making would replace or sweep away an input, or what holds one.
+
+    Parameters:
+        models: the inputs.
+        out: the output.
+
+    Raises:
+        OutputError: it would.
+    """
+    swept = (out.resolve(), partial_folder(out))
+    for model in models:
+        places = [path.resolve() for path in (model.checkpoint.root, *model.checkpoint.shards)]
+        if any(place.is_relative_to(path) for place in places for path in swept):
+            what = f"the output would replace one of the models to be merged, {model.ref}"
+            raise OutputError(what, place=str(out), hint="another folder")

@@ -1,0 +1,97 @@
+"""Merge once more what a model folder says it was merged from, and compare every byte."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mergekit.checkpoint.writing import reported
+from mergekit.errors import MergekitError, Problem
+from mergekit.merging import JobOptions, Progress, carry_out
+from mergekit.origin import REPORT, Origin, read_origin
+from mergekit.report.bytewise import Comparison, compare_bytes
+
+_NOT_COMPARED = frozenset({REPORT, "README.md"})  # the first holds durations, the second the name of the folder
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """What came of merging again.
+
+    Parameters:
+        folder: what was compared with the new merge.
+        tensors: how many tensors were compared.
+        files: names of the files that were compared.
+        changes: what is known to have changed of the models since.
+        problems: what differs, or why there is nothing to compare with.
+    """
+
+    folder: Path
+    tensors: int
+    files: tuple[str, ...]
+    changes: tuple[Problem, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is the same."""
+        return not self.problems
+
+
+def reproduce(
+    out: Path, *, against: Path | None = None, options: JobOptions | None = None, progress: Progress | None = None
+) -> Reproduction:
+    """Carry out the recipe of a model folder into a temporary folder beside it, and compare weights and other files.
+
+    Models are taken from where they were; those that are not there, from where the recipe says.
+
+    Parameters:
+        out: the folder of a merge, with its recipe and its report.
+        against: the folder that is compared with the new merge; `out` itself if None.
+        options: of its plan the limits of threads and memory, the cache of the hub and `allow_code` count, and the
+            device; what decides the bytes is in the report.
+        progress: is told what happens.
+
+    Raises:
+        VerificationError: the folder does not say what it was merged from.
+        MergekitError: the merge cannot be carried out, though no model is known to have changed.
+    """
+    options = options or JobOptions()
+    origin = read_origin(out)
+    changes, compared = origin.changes(), against or out
+    with _workplace(out) as place:
+        try:
+            job = JobOptions(device=options.device, model_card=False)
+            again = _with_limits(origin, options)
+            carry_out(lambda: again.planned(anywhere=True), place / out.resolve().name, job, progress)
+        except MergekitError as error:
+            if not changes:
+                raise
+            problem = Problem(f"the merge cannot be repeated: {error}")
+            return Reproduction(compared, 0, (), changes, (problem,))
+        found: Comparison = compare_bytes(place / out.resolve().name, compared, _NOT_COMPARED)
+    return Reproduction(compared, found.tensors, found.files, changes, found.problems)
+
+
+def _with_limits(origin: Origin, options: JobOptions) -> Origin:
+    own, given = origin.options, options.plan
+    hub = replace(given.hub, known=own.hub.known, stream=False)
+    limited = replace(own, workers=given.workers, max_memory=given.max_memory, allow_code=given.allow_code, hub=hub)
+    return replace(origin, options=limited)
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """A folder beside the model, on the same disk, that is gone afterwards, whatever happens."""
+    final = out.resolve()
+    place = final.with_name(f".{final.name}.reproduced-{secrets.token_hex(4)}")
+    try:  # from before it is there: a signal may come at any moment
+        with reported(place, 0):
+            place.mkdir()
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,6 @@
+"""Checkpoints are made by the module that the tests of whole merges use."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "merging"))
