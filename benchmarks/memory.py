@@ -117,7 +117,7 @@ CASES = (
     Case("nuslerp rows", "nuslerp", ("a", "b"), parameters={"nuslerp_flatten": False}),
     Case("multislerp", "multislerp", parameters={"weight": 0.4}),
     Case("karcher", "karcher", base=None),
-    Case("karcher of 9", "karcher", tuple("abc" * 3), base=None),
+    Case("karcher of 9", "karcher", tuple(letter + number for number in ("", "1", "2") for letter in "abc"), base=None),
     Case("model_stock", "model_stock"),
     Case("task_arithmetic", "task_arithmetic", parameters={"weight": 0.4}),
     Case("ties", "ties", parameters=DENSE),
@@ -127,7 +127,7 @@ CASES = (
     Case("breadcrumbs_ties", "breadcrumbs_ties", parameters={**DENSE, "gamma": 0.05}),
     Case("della", "della", parameters={**DENSE, "epsilon": 0.1}),
     Case("della_linear", "della_linear", parameters={**DENSE, "epsilon": 0.1}),
-    Case("della, norms kept", "della", parameters={**DENSE, "epsilon": 0.1, "rescale_norm": "l2"}),
+    Case("della keeping norms", "della", parameters={**DENSE, "epsilon": 0.1, "rescale_norm": "l2"}),
     Case("sce", "sce", parameters={"select_topk": 0.5}),
     Case("ram", "ram"),
     Case("ramplus_tl", "ramplus_tl"),
@@ -135,14 +135,14 @@ CASES = (
     Case("arcee_fusion", "arcee_fusion", ("a",)),
     Case("passthrough", "passthrough", ("a",), base=None),
     Case("custom", "OWN:median", base=None),
-    Case("custom, in float64", "OWN:doubles"),
-    Case("custom, whole tensors", "OWN:whole", base=None),
-    Case("custom, torch", "OWN:with_torch", base=None),
+    Case("custom in float64", "OWN:doubles"),
+    Case("custom on whole tensors", "OWN:whole", base=None),
+    Case("custom with torch", "OWN:with_torch", base=None),
     Case("to float32", "ties", parameters=DENSE, others={"out_dtype": "float32"}),
     Case("to float64", "linear", base=None, parameters={"weight": 0.3}, others={"out_dtype": "float64"}),
     Case("float32 and bfloat16", "ties", ("a", "wide"), parameters=DENSE),
     Case("adapters", "ties", ("a+lora", "b+lora", "c"), parameters=DENSE),
-    Case("adapters, DoRA", "linear", ("a+dora", "b"), base=None, parameters={"weight": 0.3}),
+    Case("adapters (DoRA)", "linear", ("a+dora", "b"), base=None, parameters={"weight": 0.3}),
     Case("vocabularies", "ties", ("va", "vb"), "vbase", parameters=DENSE, others={"tokenizer": {"source": "union"}}),
     Case("GGUF", "ties", ("gguf", "b"), parameters=DENSE),
     Case("fp8", "ties", ("fp8", "b"), parameters=DENSE),
@@ -389,6 +389,8 @@ def write_all(root: Path, shape: Shape) -> None:
     for seed, name in enumerate(("base", "a", "b", "c")):
         write_model(root / name, plain, shape.config, seed)
         write_tokens(root / f"v{name}", root / name, seed)
+    for name in ("a1", "b1", "c1", "a2", "b2", "c2"):
+        (root / name).symlink_to(root / name[0])
     write_model(root / "wide", {name: ("F32", size) for name, size in shape.tensors().items()}, shape.config, 4)
     write_adapter(root / "lora", shape, False)
     write_adapter(root / "dora", shape, True)

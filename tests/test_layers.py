@@ -32,7 +32,7 @@ LAYERS = {
     "moe": {*BELOW_PLAN, "plan", "merging"},
     "testing": {"errors", "kernels", "methods"},
     "config": {"errors", "plan", "recipe"},
-    "api": {*BELOW_PLAN, "plan", "engine", "merging", "config", "sizes"},
+    "api": {*BELOW_PLAN, "plan", "engine", "merging", "moe", "config", "sizes"},
     "merge": {"errors", "plan", "config", "api"},
     "lora": {*BELOW_PLAN, "plan", "report", "api"},
     "cli": {

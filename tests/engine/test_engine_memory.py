@@ -110,3 +110,36 @@ def test_what_reductions_hold_is_within_the_budget(method, tmp_path):
     peak = peak_of(tmp_path / "merge.yml", limit)
     print(f"{method}: peak {peak / 1e6:.0f} MB")
     assert peak < limit
+
+
+KINDS = (
+    "ties",
+    "sce",
+    "nuslerp columns",
+    "karcher of 9",
+    "custom in float64",
+    "adapters",
+    "vocabularies",
+    "GGUF",
+    "fp8",
+    "pickles",
+)
+COMPILER = 150_000_000
+"""Bytes of the budget that are for compiling kernels, and are not taken where they have been compiled."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_merges_of_every_kind_stay_within_a_budget_that_is_small_beside_the_models():
+    """The benchmark, small: some of each kind of method and of source; it has all of them, and larger models."""
+    budget = 460
+    command = [sys.executable, str(SOURCE.parent / "benchmarks" / "memory.py"), "--json", "--budget", f"{budget}MB"]
+    command += ["--gigabytes", "0.35", "--only", ",".join(KINDS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    print(done.stderr)
+    assert done.returncode == 0, done.stderr
+    found = {each["case"]: each for each in json.loads(done.stdout)}
+    assert found.keys() == set(KINDS)
+    for name, each in found.items():
+        assert not each["refused"], name
+        assert each["peak"] <= each["planned"] <= budget * 1_000_000, name
+        assert each["compiled"] or each["peak"] <= each["planned"] - COMPILER, name

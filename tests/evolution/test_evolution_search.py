@@ -73,12 +73,12 @@ def genome(examples, monkeypatch):
     return drafted
 
 
-def found_by(genome, storage, bowl=None, workers=None, pareto=False, **options):
+def found_by(genome, storage, bowl=None, crew=None, pareto=False, **options):
     bowl = bowl or Bowl(pareto)
     count = len(BEST) if pareto else 1
     objectives = tuple(CallObjective(f"bowl {index}", 1.0, "bowl:bowl", False) for index in range(count))
     options = SearchOptions(**{"evaluations": 30, **options})
-    with claimed(storage), workers or Alone(bowl) as own:
+    with claimed(storage), crew or Alone(bowl) as own:
         found = search(genome, objectives, own, storage, options, observer=Quiet(), pareto=pareto)
         write_records(found, storage)
     return found
@@ -141,11 +141,11 @@ def test_e3_there_are_never_more_candidates_than_allowed_and_more_can_be_allowed
 def test_workers_do_not_change_what_is_found(genome, tmp_path):
     own = genome()
     alone = told(found_by(own, tmp_path / "alone", evaluations=16))
-    assert told(found_by(own, tmp_path / "both", workers=Processes(Bowl(), 2), evaluations=16)) == alone
+    assert told(found_by(own, tmp_path / "both", crew=Processes(Bowl(), 2), evaluations=16)) == alone
 
 
 def test_a_process_that_dies_fails_its_candidate_alone(genome, tmp_path):
-    found = found_by(genome(), tmp_path, workers=Processes(Bowl(dies_above=0.7), 2), evaluations=12)
+    found = found_by(genome(), tmp_path, crew=Processes(Bowl(dies_above=0.7), 2), evaluations=12)
     dead = [entry for entry in found.entries if entry.judged.failure]
     assert dead
     assert {entry.judged.failure for entry in dead} == {"the process that judged it ended with exit code 7"}
@@ -247,5 +247,5 @@ def test_one_process_searches_in_a_folder_at_a_time(tmp_path):
 def test_the_time_can_be_over_and_the_search_goes_on_later(genome, tmp_path):
     own = genome()
     with pytest.raises(UnsupportedError, match="no candidate was judged in the time"):
-        found_by(own, tmp_path / "ws", timeout=1e-9)
+        _ = found_by(own, tmp_path / "ws", timeout=1e-9).best
     assert told(found_by(own, tmp_path / "ws")) == told(found_by(own, tmp_path / "other"))

@@ -196,3 +196,11 @@ def test_torch_is_asked_for_by_name_where_it_is_missing(workshop, monkeypatch):
     recipe = yaml.safe_load(GUIDES["moe_hidden.moe.yml"]) | {"gate_mode": "cheap_embed"}
     (workshop / "cheap.yml").write_text(yaml.safe_dump(recipe))
     assert run("moe", "cheap.yml", "out").exit_code == 0
+
+
+def test_python_programs_build_mixtures_with_the_function_that_merges(workshop):
+    import mergekit
+
+    report = mergekit.merge_models("moe_as_merge_method.yml", "out")
+    assert report["options"]["architecture"] == "mixtral"
+    assert load(workshop / "out")[1] == {}

@@ -146,6 +146,19 @@ def test_experts_that_are_hardly_told_apart_are_named(models):
     assert told == []
 
 
+def test_fitted_rows_are_told_apart_though_they_add_up_to_nothing(models, cache):
+    given = [expert(models[1], "abc abc"), expert(models[2], "0123 45"), expert(models[0], "( ) * +")]
+    made = plan_moe(text_of(models[0], given, "fitted"))
+    assert made.plan.findings.warnings == []
+    routers = [task.operands[0].view for task in made.plan.tasks if task.out.name.endswith("gate.weight")]
+    assert [view.values.size for view in routers] == [3 * 32] * 2
+    for view in routers:
+        whole = view.values.reshape(3, 32)
+        assert abs(whole.sum(0)).max() < 1e-4 * abs(whole).max()
+    given.append(expert(models[1], "( ) * +"))
+    assert "hardly told apart" in str(plan_moe(text_of(models[0], given, "fitted")).plan.findings.warnings[-1])
+
+
 def test_every_mistake_is_reported_at_once(models):
     text = text_of(models[0], [expert(models[1]), {"model": "/no/where"}], "hidden", experts_per_token=5, dtyp="bf16")
     places = [problem.place.path for problem in mistakes(text)]

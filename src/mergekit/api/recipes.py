@@ -65,8 +65,13 @@ def carry_out(
     recipe: RecipeLike, out: Path, options: merging.JobOptions, progress: Progress | None = None
 ) -> Mapping[str, Any]:
     """Merge into a folder, with Python warnings about the recipe."""
-    text, file = _read(recipe)
-    return merging.merge_recipe(text, out, file=file, options=options, progress=_Warner(progress or Silent()))
+    from mergekit.moe import GateOptions, MoeOptions, build_moe, is_moe
+
+    (text, file), warner = _read(recipe), _Warner(progress or Silent())
+    if is_moe(text):
+        gates = MoeOptions(gates=GateOptions(options.device))
+        return build_moe(text, out, file=file, options=options, moe=gates, progress=warner)[0]
+    return merging.merge_recipe(text, out, file=file, options=options, progress=warner)
 
 
 def plan_merge(recipe: RecipeLike, *, options: MergeOptions | None = None) -> Plan:

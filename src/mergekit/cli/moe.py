@@ -30,7 +30,7 @@ from mergekit.cli.merge import (
     with_card,
     within_memory,
 )
-from mergekit.cli.options import GENERAL, Command, ignored_flags, option
+from mergekit.cli.options import GENERAL, Command, ignored, ignored_flags, option
 from mergekit.cli.output import Output
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ ROUTERS = "Routers"
     help="Run the base on: cpu (which is the default), cuda, cuda:N, mps, or auto, for gate modes that run it.",
 )
 @option(ROUTERS, "--cuda/--no-cuda", help="The same as --device cuda.")
+@option(ROUTERS, "--gpu-rich", is_flag=True, help="The same as --cuda.")
 @option(ROUTERS, "--load-in-4bit", is_flag=True, help="Run the base in 4 bits, by bitsandbytes.")
 @option(ROUTERS, "--load-in-8bit", is_flag=True, help="Run the base in 8 bits, by bitsandbytes.")
 @option(
@@ -105,6 +106,7 @@ ROUTERS = "Routers"
 )
 @with_card
 @as_elsewhere
+@ignored("--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings", why="the output has the base's vocabulary")
 @click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")
 def moe(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: bool, **flags: Any) -> None:
@@ -128,7 +130,7 @@ def _options(flags: dict[str, Any], output: Output) -> tuple[JobOptions, MoeOpti
     from mergekit.api.options import MergeOptions, carrying_out
     from mergekit.moe import GateOptions, MoeOptions
 
-    device, cuda = flags.pop("device"), flags.pop("cuda")
+    device, cuda = flags.pop("device"), flags.pop("cuda") | flags.pop("gpu_rich")
     four, eight = flags.pop("load_in_4bit"), flags.pop("load_in_8bit")
     gates = GateOptions(
         device or ("cuda" if cuda else None), 4 if four else 8 if eight else None, flags.pop("gate_cache")

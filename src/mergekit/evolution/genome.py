@@ -292,12 +292,16 @@ class Drafting:
         return (0, *accumulate(groups))
 
     def searched(self) -> list[Parameter]:
-        """The parameters that vary: numbers that each model has its own of, required ones, and those with bounds."""
+        """The parameters that vary: numbers that each model has its own of, required ones, and those with bounds.
+
+        Where there are none of these, all numbers.
+        """
         fixed = {*self.space.recipe.parameters.settings, *({"normalize"} if self.space.normalize is not None else ())}
         free = [parameter for parameter in self.method.parameters() if parameter.name not in fixed]
         numbers = [parameter for parameter in free if parameter.kind == "float"]
-        usual = [parameter for parameter in numbers if parameter.per_model or parameter.required] or numbers
-        return [parameter for parameter in free if parameter in usual or parameter.name in self.space.bounds]
+        usual = [parameter for parameter in numbers if parameter.per_model or parameter.required]
+        found = [parameter for parameter in free if parameter in usual or parameter.name in self.space.bounds]
+        return found or numbers
 
     def _group(self, group: int, edges: Sequence[int]) -> Iterator[Gene]:
         searched, models = self.searched(), range(len(self.space.recipe.models))

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,7 @@ from mergekit.evolution.harness import missing
 from mergekit.evolution.objectives import Objective
 from mergekit.evolution.options import SearchOptions
 from mergekit.evolution.workers import Workers
+from mergekit.recipe import Scalar
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -47,7 +48,7 @@ class Found:
         objectives: what candidates were scored by.
         entries: all trials that are over.
         front: numbers of those that no other beats in all objectives; none if objectives are added up.
-        importance: share of each gene in how scores differ.
+        importance: share of each gene in how scores differ; known at the end.
     """
 
     genome: Genome
@@ -156,7 +157,7 @@ def search(
         observer.generation(found)
         if not any(entry.judged.failure is None for entry in found.entries):
             raise _all_failed(found.entries)
-    found = run.found()
+    found = run.found(trials.importance())
     observer.generation(found)
     return found
 
@@ -170,16 +171,22 @@ class _Run:
     workers: Workers
     observer: Observer
     deadline: float
+    recipes: dict[tuple[Scalar, ...], str] = field(default_factory=dict)
 
-    def found(self) -> Found:
+    def found(self, importance: Mapping[str, float] | None = None) -> Found:
         """What is known now."""
-        trials = self.trials
-        entries, front = tuple(trials.entries()), tuple(trials.front())
-        return Found(trials.genome, self.objectives, entries, front, trials.importance())
+        entries, front = tuple(self.trials.entries()), tuple(self.trials.front())
+        return Found(self.trials.genome, self.objectives, entries, front, importance or {})
+
+    def recipe(self, values: tuple[Scalar, ...]) -> str:
+        """The recipe of some values."""
+        if values not in self.recipes:
+            self.recipes[values] = rendered(self.trials.genome.decode(values))
+        return self.recipes[values]
 
     def through(self, drawn: Sequence[Trial]) -> bool:
         """Judge a generation; False if the time is over before its end."""
-        recipes = {trial.number: rendered(self.trials.genome.decode(self.trials.values(trial))) for trial in drawn}
+        recipes = {trial.number: self.recipe(self.trials.values(trial)) for trial in drawn}
         alive = list(drawn)
         for step in self.trials.steps:
             self._judge(alive, recipes, step)
@@ -223,5 +230,5 @@ class _Run:
         known: dict[str, tuple[int, Judged]] = {}
         for number, values, size, judged in self.trials.results():
             if size == step:
-                known.setdefault(rendered(self.trials.genome.decode(values)), (number, judged))
+                known.setdefault(self.recipe(values), (number, judged))
         return known

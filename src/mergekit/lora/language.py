@@ -92,4 +92,6 @@ def read_adapters(text: str, *, file: str | None = None) -> tuple[Recipe | None,
     if recipe is not None and recipe.method in REFUSED:
         why, hint = REFUSED[recipe.method]
         findings.error(f"{recipe.method} {why}", recipe.place("merge_method"), hint=hint)
+    if recipe is not None and recipe.dtype == "float64":
+        findings.error("adapters are not written as float64", recipe.place("dtype"), "float32, bfloat16 or float16")
     return recipe, findings

@@ -126,7 +126,7 @@ def _methods(recipe: Recipe, method: type[Method], modules: Sequence[str], findi
     for module in modules:
         name, part = f"{module}.weight", layout.parts[f"{module}.weight"]
         last = heights.get(part.module, 1) - 1
-        depth = 0.0 if part.layer is None or not last else part.layer / last
+        depth = 0.0 if part.layer is None else part.layer / last if last else 1.0
         per_model = [(entry.parameters, name) for entry in recipe.models]
         try:
             made[module] = method(**values_for(method, [recipe.parameters], per_model, name, depth))

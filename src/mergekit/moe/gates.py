@@ -53,7 +53,8 @@ def router_rows(
         return np.zeros((layers, len(gated), width), np.float32)
     else:
         rows = _prompted(recipe, base, gated, options, findings)
-    _warn_of_likeness(rows, findings)
+    # Fitted rows add up to nothing where no prompt is negative: they span one dimension less.
+    _warn_of_likeness(rows, findings, 1 if recipe.gate_mode == "fitted" else 0)
     return rows
 
 
@@ -160,11 +161,11 @@ def read_rows(view: View, rows: Sequence[int], remote: Any) -> Rows:
     return found
 
 
-def _warn_of_likeness(rows: Rows, findings: Findings) -> None:
+def _warn_of_likeness(rows: Rows, findings: Findings, dependent: int) -> None:
     """Warn of layers whose rows are nearly linear combinations of each other: experts that share their tokens."""
-    if rows.shape[1] < 2:
+    if rows.shape[1] - dependent < 2:
         return
-    alike = [layer for layer, own in enumerate(rows) if _condition(own) > _MUCH]
+    alike = [layer for layer, own in enumerate(rows) if _condition(own, dependent) > _MUCH]
     if alike:
         findings.warn(
             f"the experts are hardly told apart in {_listed(alike, len(rows))}: some will see few tokens until the "
@@ -173,10 +174,11 @@ def _warn_of_likeness(rows: Rows, findings: Findings) -> None:
         )
 
 
-def _condition(rows: Rows) -> float:
-    """Greatest over least singular value."""
+def _condition(rows: Rows, dependent: int) -> float:
+    """Greatest over least singular value, those left out that are 0 for as many dependent rows."""
     values = np.linalg.svd(rows.astype(np.float64), compute_uv=False)
-    return float(values[0] / values[-1]) if values[-1] else float("inf")
+    least = values[-1 - dependent]
+    return float(values[0] / least) if least else float("inf")
 
 
 def _listed(alike: Sequence[int], layers: int) -> str:

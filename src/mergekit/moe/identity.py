@@ -138,8 +138,8 @@ def _silence(network: Any) -> None:
 
 def _dense(stack: ExitStack, made: MoePlan, base: Model, model: Model, expert: Expert) -> Any:
     """The base with the MLPs of an expert, rounded as the output is."""
-    network = _load(stack.enter_context(folder_of(base)))
-    donor = network if model is base else _load(stack.enter_context(folder_of(model)))
+    network = _load(stack.enter_context(folder_of(base, made.hub)))
+    donor = network if model is base else _load(stack.enter_context(folder_of(model, made.hub)))
     layers, donors = layers_of(network), layers_of(donor)
     for layer, own in zip(layers, donors, strict=True):
         layer.mlp = own.mlp

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mergekit.checkpoint.hub import Hub
 from mergekit.errors import DeviceError, UnsupportedError
-from mergekit.merging import merge_recipe
-from mergekit.plan import Model
+from mergekit.merging import JobOptions, merge_recipe
+from mergekit.plan import Model, PlanOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,13 @@ class GateOptions:
         device: as torch names it; None for the CPU.
         bits: 4 or 8 to load it quantised by bitsandbytes; None for bfloat16.
         keep: whether hidden states are kept on the disk, and taken from there.
+        hub: how models are taken from the hub.
     """
 
     device: str | None = None
     bits: int | None = None
     keep: bool = True
+    hub: Hub = field(default_factory=Hub)
 
 
 def require_torch() -> Any:
@@ -63,7 +66,7 @@ def running(model: Model, options: GateOptions) -> Iterator[Any]:
         DeviceError: the device is not there.
     """
     torch = require_torch()
-    with folder_of(model) as folder, torch.inference_mode():
+    with folder_of(model, options.hub) as folder, torch.inference_mode():
         yield _loaded(folder, options)
 
 
@@ -122,13 +125,14 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def folder_of(model: Model) -> Iterator[Path]:
+def folder_of(model: Model, hub: Hub) -> Iterator[Path]:
     """A folder from which transformers loads a model: its own, or one that is made for the time being.
 
     Adapters are applied, blocks of GGUF files unpacked, and what is on the hub is fetched.
 
     Parameters:
         model: the model.
+        hub: how models are taken from the hub.
     """
     checkpoint = model.checkpoint
     if model.adapter is None and not checkpoint.remote and checkpoint.root.is_dir() and not checkpoint.texts:
@@ -136,7 +140,8 @@ def folder_of(model: Model) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="mergekit-moe-") as place:
         out = Path(place) / "model"
-        merge_recipe(json.dumps({"merge_method": "passthrough", "models": [{"model": _written(model)}]}), out)
+        recipe = {"merge_method": "passthrough", "models": [{"model": _written(model)}]}
+        merge_recipe(json.dumps(recipe), out, options=JobOptions(PlanOptions(hub=hub)))
         yield out
 
 

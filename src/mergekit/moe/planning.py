@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from mergekit.checkpoint import DTYPES, DType, TensorSpec, dtype_titled, plan_shards
+from mergekit.checkpoint.hub import Hub
 from mergekit.errors import Findings
 from mergekit.layout import edit_config, rewrite
 from mergekit.layout.jsontext import without
@@ -62,12 +65,14 @@ class MoePlan:
         recipe: what was asked for.
         family: of the output.
         dtype: that the output is written in, or None where tensors keep theirs.
+        hub: how its models are taken from the hub.
     """
 
     plan: Plan
     recipe: MoeRecipe
     family: Family
     dtype: str | None
+    hub: Hub
 
 
 def plan_moe(
@@ -122,7 +127,8 @@ class _Planner:
         self.findings.raise_errors(self.options.strict)
         mixer = Mixer(family, names, base, experts, shared, rows, self.options.seed)
         self._remark(family)
-        return MoePlan(self._plan(mixer, base, family), self.recipe, family, self.recipe.recipe.dtype)
+        plan = self._plan(mixer, base, family)
+        return MoePlan(plan, self.recipe, family, self.recipe.recipe.dtype, self.options.hub)
 
     def _parts(self) -> tuple[Dense, list[Part], list[Part]]:
         known = {model.ref: index for index, model in enumerate(self.models)}
@@ -141,10 +147,9 @@ class _Planner:
         gated = self.recipe.shared if family.shared is not None and family.shared.gate else ()
         wanted = (*self.recipe.experts, *gated)
         if self.moe.gates is None:
-            import numpy as np
-
             return np.zeros((len(base.layers), len(wanted), base.width), np.float32)
-        return router_rows(self.recipe, base, wanted, self.options.seed, self.moe.gates, self.findings)
+        gates = replace(self.moe.gates, hub=self.options.hub)
+        return router_rows(self.recipe, base, wanted, self.options.seed, gates, self.findings)
 
     def _remark(self, family: Family) -> None:
         count = len(self.recipe.experts)

@@ -132,8 +132,8 @@ def _known(tasks: Sequence[TensorTask]) -> int:
     from mergekit.plan.views.aligned import Aligned
 
     records = sum(1 + len(task.operands) for task in tasks)
-    views = (operand.view for task in tasks for operand in task.operands)
-    tokens = {id(view.map): _rows(view) for view in views if isinstance(view, Aligned)}
+    operands = (operand for task in tasks for operand in task.operands)
+    tokens = {each.model: _rows(each.view) for each in operands if isinstance(each.view, Aligned)}
     library = any(getattr(task.method, "arrays", "numpy") == "torch" for task in tasks)
     return _RECORD * records + _TOKEN * sum(tokens.values()) + TORCH * library
 
