@@ -35,6 +35,8 @@ LAYERS = {
     "api": {*BELOW_PLAN, "plan", "engine", "merging", "moe", "config", "sizes"},
     "merge": {"errors", "plan", "config", "api"},
     "lora": {*BELOW_PLAN, "plan", "report", "api"},
+    "surgery": {*BELOW_PLAN, "plan", "engine", "report", "merging"},
+    "evolution": {*BELOW_PLAN, "plan", "engine", "report", "merging", "config", "api"},
     "cli": {
         *BELOW_PLAN,
         "plan",
@@ -44,6 +46,8 @@ LAYERS = {
         "merging",
         "raw",
         "lora",
+        "surgery",
+        "evolution",
         "multi",
         "fronts",
         "moe",

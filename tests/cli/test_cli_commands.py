@@ -59,7 +59,7 @@ def test_both_commands_have_a_version(python, entry):
 
 def test_help_names_every_command_and_alias():
     text = CliRunner().invoke(commands, ["-h"]).stdout
-    assert re.search(r"\n  yaml, merge +Merge models", text)
+    assert re.search(r"\n  yaml, merge +Merge", text)
     assert all(f"\n  {name}" in text for name in ("verify", "schema"))
 
 
