@@ -87,7 +87,7 @@ def test_the_report_says_what_came_out(recipe_of, merge):
 def test_equal_settings_are_written_once(recipe_of, merge):
     report = written(merge(recipe_of("ties")))
     parameters = {"weight": [0.7, 0.4], "density": [1.0, 1.0], "normalize": True, "lambda": 1.0, "rescale": False}
-    parameters["rescale_norm"] = "l1"
+    parameters |= {"rescale_norm": "l1", "consensus_method": "sum"}
     assert report["settings"] == [{"method": "ties", "based": True, "parameters": parameters}]
     assert {entry["settings"] for entry in report["tensors"]} == {0}
 

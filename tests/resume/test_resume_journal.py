@@ -302,7 +302,7 @@ def test_an_error_that_would_come_again_leaves_nothing(root, tmp_path):
 @pytest.mark.parametrize("error", [OutputError("the disk is full"), CheckpointError("the network is down", hint="x")])
 def test_an_error_that_may_pass_leaves_what_is_finished(error, text, undisturbed, tmp_path):
     total = run(text, tmp_path / "whole", **OPTIONS).total
-    with pytest.raises(type(error), match="the same command continues where this one ended") as caught:
+    with pytest.raises(type(error), match="the same command again, which continues where this one ended") as caught:
         run(text, tmp_path / "out", Stopper(total // 2, error), workers=1, **OPTIONS)
     assert caught.value.problem.what == error.problem.what
     finish(text, tmp_path / "out", undisturbed)

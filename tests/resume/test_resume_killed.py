@@ -198,7 +198,7 @@ def test_a_disk_that_fills_up_and_then_has_room_again(models, undisturbed, tmp_p
         said = process.communicate()[1].decode()
         assert process.returncode == 5, said
         assert "no space for" in said
-        assert "making room on this one; then the same command continues where this one ended" in said
+        assert "making room on this one, and the same command again, which continues where this one ended" in said
         assert names(out.parent) == [partial_of(out).name]
     assert "an interrupted merge is continued" in finish(call)
     assert_done(out, expected)

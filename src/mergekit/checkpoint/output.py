@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ PARTIAL = ".partial"
 _MARKER = ".mergekit-writes-here"
 _JOURNAL = "journal.jsonl"
 _INSIDE = "output"
+_AT_ONCE = 16  # files that are waited for
 _MODEL_FILES = ("config.json", "mergekit_config.yml", "merge_report.json", "model.safetensors.index.json")
 
 
@@ -182,7 +184,8 @@ def _claim(partial: Path, out: Path) -> int:
 def _publish(folder: Path, final: Path) -> None:
     """Give the finished folder its name; what was there comes back if that fails."""
     with reported(final, 0):
-        _sync(folder)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # file systems wait for several at a time as long as for one
+            list(pool.map(_sync, [*folder.rglob("*"), folder]))
         if not final.exists():
             folder.rename(final)
         else:
@@ -198,8 +201,9 @@ def _publish(folder: Path, final: Path) -> None:
         _sync(final.parent)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

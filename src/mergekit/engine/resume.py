@@ -22,8 +22,8 @@ from mergekit.engine.local import Outcome
 from mergekit.errors import CheckpointError, MergekitError, OutputError
 from mergekit.plan import Plan
 
-CONTINUES = "the same command continues where this one ended"
-
+_CONTINUES = "the same command continues where this one ended"
+_AGAIN = "the same command again, which continues where this one ended"
 _CHUNK = 1 << 20  # bytes that are read again at a time
 _NUMBERS = ("norm", "distance", "reference", "seconds")
 
@@ -126,10 +126,10 @@ class Beginning:
 def _raise_with_hope(error: BaseException) -> NoReturn:
     """Raise an error again, with a word on what is not lost."""
     if isinstance(error, KeyboardInterrupt):
-        raise KeyboardInterrupt(CONTINUES) from error
+        raise KeyboardInterrupt(_CONTINUES) from error
     if isinstance(error, MergekitError):
         problem = error.problem
-        hint = f"{problem.hint}; then {CONTINUES}" if problem.hint else CONTINUES
+        hint = f"{problem.hint}, and {_AGAIN}" if problem.hint else _AGAIN
         raise type(error)(problem.what, place=problem.place, expected=problem.expected, hint=hint) from error
     raise error
 

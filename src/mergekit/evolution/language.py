@@ -333,7 +333,7 @@ def read_experiment(
     Example:
         >>> _, findings = read_experiment("genome: {models: [a, b], merge_method: linear}\ntaks: [arc]")
         >>> [problem.hint for problem in findings.errors]
-        ['`tasks`', None]
+        ['`tasks`']
     """
     document = read_document(text, file=file, vocabulary=VOCABULARY, language=EXPERIMENT)
     found, findings = document.meaning, document.findings
