@@ -142,6 +142,7 @@ def test_a_function_sees_the_model_and_a_command_the_folder(tmp_path, scores):
     file = write(tmp_path / "evolve.yml", genome=genome(models=("de", "es")), objectives=objectives)
     found = evolve(file, tmp_path / "ws", "--max-fevals", 3, "--allow-code", "--no-save-final-model", "--plots", "svg")
     for trial in found["trials"]:
+        assert trial["failure"] is None
         measured = trial["objectives"]
         assert trial["score"] == pytest.approx(2 * measured["norm"] - 0.001 * measured["size"])
         assert measured["size"] > 1_400_000

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -151,7 +152,8 @@ def test_killed_at_random_moments(models, undisturbed, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_hand(number, models, undisturbed, tmp_path):
     call, out = command("della", models, tmp_path / "merge")
-    process = start(call)
+    # Tests that run in the background ignore Ctrl-C, and so would what they start.
+    process = start(call, preexec_fn=partial(signal.signal, number, signal.SIG_DFL))
     await_lines(out, 2, process)
     process.send_signal(number)
     said = process.communicate()[1].decode()
