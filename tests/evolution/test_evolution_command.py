@@ -119,7 +119,7 @@ SCORES = """
 import os
 
 def norm(candidate):
-    return float(candidate.model.model.norm.weight.float().norm())
+    return candidate.model.model.norm.weight.detach().float().norm()
 
 def always(candidate):
     raise RuntimeError("no luck")

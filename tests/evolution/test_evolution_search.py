@@ -4,6 +4,8 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -60,6 +62,14 @@ class Quiet:
 
     def generation(self, found):
         pass
+
+
+@pytest.fixture
+def tmp_path():
+    """A folder in memory, where SQLite need not wait for a disk."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
