@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import llama_config, llama_shapes, octets, random_tensors, read_model, recipe, write_model
 from tiny_tokenizers import BYTES, PLAIN, SPECIAL, TEXTS, bpe_model, byte_level, tokenizer_json, wordlevel_model
 from tokenizers import Tokenizer
 
+from mergekit.cli.main import commands
 from mergekit.errors import RecipeError
 from mergekit.merging import JobOptions, merge_recipe
 from mergekit.plan import PlanOptions, plan_merge
@@ -101,6 +103,29 @@ def test_two_prompt_formats_live_in_one_model(chats, tmp_path):
             )
         for number, own in ((259, 257), (260, 258), (261, 259)):
             torch.testing.assert_close(row(found, number, name), row(models["llama3"], own, name), rtol=1e-6, atol=1e-8)
+
+
+def test_the_report_says_how_the_vocabularies_lie_to_each_other(chats, tmp_path):
+    root, _ = chats
+    base, chatml, llama3 = merged(two_formats(root), tmp_path / "out")[3]["vocabularies"]
+    assert [one["model"] for one in (base, chatml, llama3)] == [0, 1, 2]
+    assert [one["equal"] for one in (base, chatml, llama3)] == [True, False, False]
+    assert chatml["added"] == {"count": 2, "first": ["<|im_start|>", "<|im_end|>"]}
+    assert (chatml["shared"], chatml["padding"]) == (257, 0)
+    assert llama3["added"]["first"] == list(LLAMA3[1:])
+    assert llama3["padding"] == 4
+
+
+def test_check_says_how_the_vocabularies_lie_to_each_other(chats, tmp_path):
+    root, _ = chats
+    (tmp_path / "merge.yml").write_text(two_formats(root))
+    ran = CliRunner().invoke(commands, ["check", str(tmp_path / "merge.yml")])
+    assert ran.exit_code == 0
+    told = " ".join(ran.output.split())
+    assert f"{root / 'chatml'}: 257 tokens as in {root / 'base'}, 2 added" in told
+    assert f"{root / 'llama3'}: 257 tokens as in {root / 'base'}, 3 added" in told
+    (tmp_path / "same.yml").write_text(recipe("linear", [(root / "base", {"weight": 1.0})] * 2))
+    assert "tokens as in" not in CliRunner().invoke(commands, ["check", str(tmp_path / "same.yml")]).output
 
 
 def test_prompts_of_both_formats_are_single_special_tokens(chats, tmp_path):

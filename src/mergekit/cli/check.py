@@ -42,6 +42,7 @@ def check(config_file: str, out_path: Path | None, as_json: bool, **flags: Any) 
 def _check(config_file: str, out: Path | None, flags: dict[str, Any], output: Output) -> None:
     from mergekit.plan import SeveralProblemsError
     from mergekit.preview import check_merge
+    from mergekit.report.contents import alignment_rows
 
     room = not flags.pop("no_check")
     text, name = read_config(config_file)
@@ -53,6 +54,9 @@ def _check(config_file: str, out: Path | None, flags: dict[str, Any], output: Ou
     output.note(findings.notices)
     if found.errors:
         error = SeveralProblemsError(found.errors) if len(found.errors) > 1 else found.errors[0]
+        output.note(
+            f"vocabulary of {told}" for _, told in alignment_rows(found.attempt.models, found.attempt.alignments)
+        )
         output.fail(failure_of(error), {"check": record(found)})
     output.finish(_rows(found.result(), found, options.device), {"check": record(found)})
 
@@ -75,6 +79,9 @@ def record(found: Check) -> dict[str, object]:
         ],
         "warnings": [problem_record(problem) for problem in findings.warnings],
         "notices": findings.notices,
+        "vocabularies": [
+            {"model": str(attempt.models[index].ref), **own.as_json()} for index, own in attempt.alignments.items()
+        ],
         "disks": [_disk(space) for space in found.spaces],
         "bytes_written": attempt.written,
         "memory": plan.memory.peak if plan else None,

@@ -128,10 +128,10 @@ def with_ids(text: str, name: str, vocabulary: Vocabulary | None, findings: Find
         vocabulary: of the output, if it is not the donor's as it is.
         findings: where remarks are recorded.
     """
-    if vocabulary is None or vocabulary.donor is None:
+    if vocabulary is None or vocabulary.tables[0] is None:
         return text
     chosen = json.loads(vocabulary.owner.text(name) or "{}")
-    edited, lost = with_token_ids(text, vocabulary.donor.ids, vocabulary.table.ids, chosen)
+    edited, lost = with_token_ids(text, vocabulary.tables[0].ids, vocabulary.table.ids, chosen)
     if lost:
         listed = ", ".join(f"`{key}`" for key in lost)
         findings.warn(f"{name}: {listed} kept, though the output's vocabulary does not have the token")

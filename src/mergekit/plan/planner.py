@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -24,12 +24,14 @@ from mergekit.plan.stacking import refuse_packed
 from mergekit.plan.tasks import Plan
 from mergekit.plan.tensors import Assembler, Slot, slots
 from mergekit.plan.tolerance import rule_for
-from mergekit.plan.vocabulary import Order, choose_vocabulary, keep_numbers
+from mergekit.plan.vocabulary import Order, alignments_of, choose_vocabulary, keep_numbers
 from mergekit.plan.vocabulary import Vocabulary as Tokens
 from mergekit.plan.written_config import written_config
 from mergekit.recipe import Recipe, Vocabulary, read_recipe
 from mergekit.recipe.language import RECIPE
 from mergekit.recipe.records import Record
+from mergekit.tokenizer import TokenTable
+from mergekit.tokenizer.alignment import Alignment
 
 VOCABULARY = Vocabulary(frozenset(METHODS), KNOWN, installed_methods)
 """Names that a recipe may use."""
@@ -104,12 +106,14 @@ class Attempt:
         models: of the recipe; none if one of them cannot be opened.
         written: bytes of the weights that would be written; about so many if they cannot be merged yet, None if
             nothing is known about them.
+        alignments: as in the plan.
     """
 
     problems: Problems
     plan: Plan | None = None
     models: tuple[Model, ...] = ()
     written: int | None = None
+    alignments: Mapping[int, Alignment] = field(default_factory=dict)
 
     def result(self) -> Plan:
         """The plan.
@@ -178,7 +182,8 @@ class _Draft:
         wanted = list(slots(modules, self.models))
         self._check_filters(wanted)
         known = len(self.findings.errors)
-        tokens, order = self._vocabulary()
+        tokens, order, tables = self._vocabulary()
+        alignments = alignments_of(self.models, tables)
         aligned = len(self.findings.errors) == known
         files = OutputFiles({}, {})
         with self.problems.collected():
@@ -192,9 +197,9 @@ class _Draft:
             if self.findings.errors or self.problems.refusals:
                 self._compare(modules, order, aligned)
             else:
-                plan = self._plan(modules, wanted, tokens, order, files)
+                plan = replace(self._plan(modules, wanted, tokens, order, files), alignments=alignments)
         written = sum(shard.nbytes for shard in plan.shards) if plan else self._about(wanted)
-        return Attempt(self.problems, None if self.problems.errors else plan, self.models, written)
+        return Attempt(self.problems, None if self.problems.errors else plan, self.models, written, alignments)
 
     def _check_filters(self, wanted: Sequence[Slot]) -> None:
         of_models = [
@@ -202,16 +207,16 @@ class _Draft:
         ]
         check_filters(self.recipe, [*of_models, *(slot.name for slot in wanted)], self.findings)
 
-    def _vocabulary(self) -> tuple[Tokens | None, Order | None]:
-        """The output's tokens if the recipe asks for some, and its rows if they are not just those of all models."""
+    def _vocabulary(self) -> tuple[Tokens | None, Order | None, Sequence[TokenTable | None]]:
+        """The output's tokens if the recipe asks for some; its rows if they are not just those of all; all tokens."""
         if self.recipe.tokenizer:
             tokens = choose_vocabulary(self.recipe, self.models, self.findings, self.options.hub)
-            return tokens, tokens.order if tokens else None
+            return (tokens, tokens.order, tokens.tables) if tokens else (None, None, ())
         if self.options.crop_vocabulary:
-            return None, None
-        order = keep_numbers(self.models, self.findings)
+            return None, None, ()
+        numbers = keep_numbers(self.models, self.findings)
         ruled = rule_for(self.recipe, "on_shape_mismatch", self.models[0].layout.embedding or "") != "error"
-        return None, None if ruled else order
+        return None, None if ruled else numbers.order, numbers.tables
 
     def _compare(self, modules: Sequence[ModuleSegments], order: Order | None, aligned: bool) -> None:
         """Only look whether the tensors go together, whatever the parameters are.

@@ -14,6 +14,7 @@ from mergekit.plan.memory import Memory
 from mergekit.plan.models import Model
 from mergekit.plan.views import StoredView, View
 from mergekit.recipe import Recipe
+from mergekit.tokenizer.alignment import Alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class Plan:
         seed: of the random methods.
         treated: output tensors that a rule of the recipe was needed for.
         options: what beside the recipe and the seed decides what is written; in the types of JSON, for the report.
+        alignments: how the vocabularies lie to the donor's, by index of the model; none if their files are the same.
     """
 
     recipe: Recipe
@@ -145,6 +147,7 @@ class Plan:
     seed: int
     treated: tuple[Treated, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    alignments: Mapping[int, Alignment] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         counts = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from mergekit.checkpoint.companions import TOKENIZER, is_like
 from mergekit.errors import CheckpointError
-from mergekit.plan import Plan
+from mergekit.plan import Model, Plan
 from mergekit.report.record import in_units
+from mergekit.tokenizer.alignment import Alignment
 from mergekit.tokenizer.chat import model_template
 
 _TEMPLATE = "chat_template.jinja"
@@ -26,6 +27,7 @@ def contents(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "tensors", f"{len(plan.tasks):,} with {count:,} parameters, {in_units(plan.write_bytes)}"
     yield "dtypes", _dtypes(plan)
     yield "vocabulary", _vocabulary(plan)
+    yield from alignment_rows(plan.models, plan.alignments)
     yield "tokenizer", _tokenizer(plan)
     yield "chat template", _template(plan)
 
@@ -43,6 +45,20 @@ def _vocabulary(plan: Plan) -> str:
     told = f"{rows.out.shape[0]:,} rows" if rows else "no tensor is known as the embedding"
     head = "a tensor of its own" if heads else "tied to the embedding" if donor.tied else "not there"
     return f"{told}; the output head is {head}"
+
+
+def alignment_rows(models: Sequence[Model], alignments: Mapping[int, Alignment]) -> Iterator[tuple[str, str]]:
+    """Pairs of label and text: how the vocabulary of each model that has another one lies to the donor's.
+
+    Parameters:
+        models: the models, the donor first.
+        alignments: by index of the model.
+    """
+    for index, own in alignments.items():
+        if not own.equal:
+            counts = {"moved": own.moved, "added": own.added, "absent": own.absent, "without a row": own.beyond}
+            told = ", ".join(f"{len(found):,} {what}" for what, found in counts.items() if found)
+            yield "", f"{models[index].ref}: {own.shared:,} tokens as in {models[0].ref}, {told}"
 
 
 def _tokenizer(plan: Plan) -> str:

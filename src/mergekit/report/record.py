@@ -12,6 +12,7 @@
     tensors    [{name, dtype, shape, sources: [{model, tensor}], settings, grain, norm, relative_distance, non_finite,
                  checksum}]
     left_over  [{model, reason, tensors}]
+    vocabularies [{model, kind, equal, tokens, ...}] as `mergekit tokens` tells; none if tokenizer files are the same
     rules      [{rule, tensors}]                     output tensors that some models lack or have in another shape
     warnings   [{what, place, expected, hint}]
     notices    [text]
@@ -110,6 +111,7 @@ def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str,
         "left_over": [
             {"model": entry.model, "reason": entry.reason, "tensors": entry.tensors} for entry in plan.leftovers
         ],
+        "vocabularies": [{"model": index, **own.as_json()} for index, own in plan.alignments.items()],
         "rules": [{"rule": entry.rule, "tensors": entry.tensors} for entry in plan.treated],
         "warnings": [_warning(problem) for problem in plan.findings.warnings],
         "notices": plan.findings.notices,

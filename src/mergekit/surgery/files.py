@@ -33,7 +33,7 @@ def vocabulary_for(patient: Patient, donor: Donor, rows: int) -> Vocabulary:
         rows: of its matrices.
     """
     table, owner = donor.tokens.table, _speaking(donor)
-    return Vocabulary(Order({0: np.arange(rows)}), table, table, owner, patient.tokens.table)
+    return Vocabulary(Order({0: np.arange(rows)}), table, table, owner, (patient.tokens.table,))
 
 
 def files_for(patient: Patient, vocabulary: Vocabulary, donor: Donor, template: str) -> OutputFiles:

@@ -25,14 +25,14 @@ class Vocabulary:
         table: the tokens.
         original: those in the tokenizer files of `owner`.
         owner: the model whose tokenizer it is, or is made from.
-        donor: the tokens that the donor's configs speak of, or None.
+        tables: the tokens of each model; the donor's are those that its configs speak of, or None.
     """
 
     order: Order
     table: TokenTable
     original: TokenTable
     owner: Checkpoint
-    donor: TokenTable | None
+    tables: tuple[TokenTable | None, ...]
 
 
 def choose_vocabulary(recipe: Recipe, models: Sequence[Model], findings: Findings, hub: Hub) -> Vocabulary | None:
@@ -82,7 +82,7 @@ class _Chooser:
         for remark in choice.remarks:
             self.findings.warn(remark, self.place)
         order = self._order(choice.table, known, heights, keeper)
-        return Vocabulary(order, choice.table, original, owner, tables[0])
+        return Vocabulary(order, choice.table, original, owner, tuple(tables))
 
     def _owner(self, hub: Hub) -> tuple[Checkpoint, int | None]:
         """The model whose tokenizer is taken, and its index if it takes part in the merge."""

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from mergekit.checkpoint import Checkpoint
 from mergekit.errors import CheckpointError, Findings
 from mergekit.plan.models import Model
 from mergekit.plan.vocabulary.order import Order, by_number
 from mergekit.tokenizer import TokenTable, parse_table
+from mergekit.tokenizer.alignment import Alignment, align
 
 _FILE = "tokenizer.json"
 _UNION = "`tokenizer: {source: union}`, which aligns the models by their tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What becomes of ids that keep their numbers.
+
+    Parameters:
+        order: rows of the output; None if all models have as many, or if nothing is known of them.
+        tables: the tokens of each model, as far as they are known; none at all if there was nothing to compare.
+    """
+
+    order: Order | None = None
+    tables: tuple[TokenTable | None, ...] = ()
+
+
+def alignments_of(models: Sequence[Model], tables: Sequence[TokenTable | None]) -> dict[int, Alignment]:
+    """How vocabularies lie to the donor's, by index of the model; nothing where tokens are not known.
+
+    Parameters:
+        models: the models, the donor first.
+        tables: the tokens of each, or none at all.
+    """
+    known = {index: table for index, table in enumerate(tables) if table is not None}
+    if 0 not in known:
+        return {}
+    heights = embedding_heights(models)
+    return dict(zip(known, align(list(known.values()), [heights.get(index) for index in known]), strict=True))
 
 
 def embedding_heights(models: Sequence[Model]) -> dict[int, int]:
@@ -19,8 +48,8 @@ def embedding_heights(models: Sequence[Model]) -> dict[int, int]:
     return {index: own.spec.shape[0] for index, model in enumerate(models) if (own := model.embedding) is not None}
 
 
-def keep_numbers(models: Sequence[Model], findings: Findings) -> Order | None:
-    """Rows of matrices of different heights by their numbers; None if all are alike, or if nothing is known of them.
+def keep_numbers(models: Sequence[Model], findings: Findings) -> Numbers:
+    """Rows of matrices of different heights by their numbers.
 
     The output is as high as the donor's matrices. Where ids are known to mean other tokens that is an error, or a
     warning if the heights are the same.
@@ -31,12 +60,15 @@ def keep_numbers(models: Sequence[Model], findings: Findings) -> Order | None:
     """
     heights = embedding_heights(models)
     if 0 not in heights:
-        return None
-    agree = _agree(models, heights, findings)
+        return Numbers()
+    texts = [_text(model.checkpoint) for model in models]
+    differ = len({text for text in texts if text is not None}) > 1
+    tables = tuple(_tables(models, texts, findings)) if differ else ()
+    agree = _agree(models, tables, heights, findings) if differ else None not in texts
     if len(set(heights.values())) < 2 or not agree:
-        return None
+        return Numbers(None, tables)
     findings.warn(_remark(models, heights), hint=_UNION)
-    return by_number(heights, heights[0])
+    return Numbers(by_number(heights, heights[0]), tables)
 
 
 def _remark(models: Sequence[Model], heights: Mapping[int, int]) -> str:
@@ -49,12 +81,10 @@ def _remark(models: Sequence[Model], heights: Mapping[int, int]) -> str:
     return f"the vocabularies have {counts} rows: the output has {least:,}, as {models[0].ref}{filled}{cut}"
 
 
-def _agree(models: Sequence[Model], heights: Mapping[int, int], findings: Findings) -> bool:
+def _agree(
+    models: Sequence[Model], tables: Sequence[TokenTable | None], heights: Mapping[int, int], findings: Findings
+) -> bool:
     """Whether ids are known to mean the same tokens in all models; a difference is recorded."""
-    texts = [_text(model.checkpoint) for model in models]
-    if len({text for text in texts if text is not None}) < 2:  # nothing to compare
-        return None not in texts
-    tables = _tables(models, texts, findings)
     first, others = tables[0], list(enumerate(tables))[1:]
     if first is None:
         return False
