@@ -23,7 +23,7 @@ LAYERS = {
     "engine": {*BELOW_PLAN, "plan"},
     "report": {*BELOW_PLAN, "plan"},
     "preview": {*BELOW_PLAN, "plan", "engine", "report"},
-    "merging": {*BELOW_PLAN, "plan", "engine", "report"},
+    "merging": {*BELOW_PLAN, "plan", "engine", "report", "preview"},
     "raw": {*BELOW_PLAN, "plan", "merging"},
     "origin": {*BELOW_PLAN, "plan", "report", "raw"},
     "reproducing": {*BELOW_PLAN, "plan", "report", "merging", "origin"},

@@ -3,6 +3,7 @@
 ::
 
     MergekitError                 exit code 1
+    ├── SeveralProblemsError      errors of several kinds at once; the exit code is that of the first
     ├── RecipeError               3   the recipe is wrong; carries every finding
     ├── CheckpointError           4   a model folder or file cannot be read as what it claims to be
     │   ├── HeaderError               a file's header lies about its contents
@@ -22,7 +23,7 @@ A message has up to four lines: what is wrong with the value; ``at`` where; ``ex
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -129,7 +130,7 @@ class Findings:
 
 
 class MergekitError(Exception):
-    """Base of all errors that mergekit raises on purpose."""
+    """Base of all errors that mergekit raises on purpose; `problems` holds what it is about, piece by piece."""
 
     exit_code = 1
 
@@ -142,6 +143,7 @@ class MergekitError(Exception):
         hint: str | None = None,
     ) -> None:
         self.problem = Problem(what, place, expected, hint)
+        self.problems: tuple[Problem, ...] = (self.problem,)
         super().__init__(str(self.problem))
 
 
@@ -155,6 +157,21 @@ class RecipeError(MergekitError):
         count = len(self.problems)
         title = "" if count == 1 else f"{count} problems in the recipe\n\n"
         Exception.__init__(self, title + "\n\n".join(str(problem) for problem in self.problems))
+
+
+class SeveralProblemsError(MergekitError):
+    """Problems of several kinds; the exit code is that of the first.
+
+    Parameters:
+        errors: one for each kind, the first in the order of work first.
+    """
+
+    def __init__(self, errors: Sequence[MergekitError]) -> None:
+        self.errors = tuple(errors)
+        self.problems = tuple(problem for error in errors for problem in error.problems)
+        self.exit_code = errors[0].exit_code
+        text = "\n\n".join(str(problem) for problem in self.problems)
+        Exception.__init__(self, f"{len(self.problems)} problems\n\n{text}")
 
 
 class CheckpointError(MergekitError):

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Protocol
 from mergekit.checkpoint import Files, ShardWriter, shard_index
 from mergekit.checkpoint.finding import SAFETENSORS
 from mergekit.checkpoint.hub import RemoteFiles
-from mergekit.checkpoint.output import output_file, output_folder, partial_folder, refuse_occupied, refuse_taken
+from mergekit.checkpoint.output import output_file, output_folder, refuse_occupied, refuse_taken
 from mergekit.checkpoint.writing import reported
 from mergekit.errors import OutputError
-from mergekit.plan import Plan, PlanOptions, plan_merge
+from mergekit.plan import Plan, PlanOptions
+from mergekit.preview import Job, check_merge, refuse_input, room_for
 from mergekit.report import merge_report, model_card
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class JobOptions:
         overwrite: replace an existing output folder, and what another interrupted merge has left for this output.
         restart: begin anew, whatever an interrupted merge has left.
         model_card: write README.md.
+        room: do not begin if there seems to be too little room on the disk.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
@@ -61,6 +63,7 @@ class JobOptions:
     overwrite: bool = False
     restart: bool = False
     model_card: bool = True
+    room: bool = True
 
 
 def merge_recipe(
@@ -87,10 +90,20 @@ def merge_recipe(
         The report, which is also written to ``merge_report.json``.
 
     Raises:
-        MergekitError: see the tree in :mod:`mergekit.errors`.
+        MergekitError: everything that stands in the way is told at once; see the tree in :mod:`mergekit.errors`.
     """
     options = options or JobOptions()
-    return carry_out(lambda: plan_merge(text, file=file, options=options.plan), out, options, progress)
+    job = Job(text, file, out, options.plan, options.device, options.overwrite)
+
+    def planned() -> Plan:
+        return check_merge(job, room=options.room).result()
+
+    try:
+        refuse_occupied(out, options.overwrite)
+    except OutputError:
+        planned()  # which fails too, and tells what else is wrong
+        raise
+    return carry_out(planned, out, options, progress)
 
 
 def carry_out(
@@ -113,8 +126,7 @@ def carry_out(
     began = time.perf_counter()
     refuse_occupied(out, options.overwrite)
     progress = progress or Silent()
-    plan = planned()
-    _refuse_input(out, plan)
+    plan = _checked(planned(), out, options)
     with output_folder(out, options.overwrite) as folder:
         beginning = _begin(plan, folder, options)
         with beginning.guarded():
@@ -143,12 +155,19 @@ def carry_out_into_file(
     began = time.perf_counter()
     refuse_taken(out, options.overwrite)
     progress = progress or Silent()
-    plan = planned()
-    _refuse_input(out, plan)
+    plan = _checked(planned(), out, options)
     with output_file(out, options.overwrite, SAFETENSORS.single) as folder:
         beginning = _begin(plan, folder, options)
         with beginning.guarded():
             return _write_weights(beginning, progress, began)
+
+
+def _checked(plan: Plan, out: Path, options: JobOptions) -> Plan:
+    """Look at the output once more: every plan comes here, also those that no recipe was checked for."""
+    refuse_input(plan.models, out)
+    if options.room:
+        room_for(plan, out).require()
+    return plan
 
 
 @contextmanager
@@ -203,17 +222,3 @@ def _write_files(folder: Path, copies: Mapping[str, Path], texts: Mapping[str, s
     for name, text in texts.items():
         with reported(folder / name, len(text.encode())):
             (folder / name).write_text(text, encoding="utf-8", newline="")
-
-
-def _refuse_input(out: Path, plan: Plan) -> None:
-    """Nothing that is replaced or swept away may be an input, or hold one."""
-    final = out.resolve()
-    swept = (final, partial_folder(out))
-    for model in plan.models:
-        places = [path.resolve() for path in (model.checkpoint.root, *model.checkpoint.shards)]
-        if any(place.is_relative_to(path) for place in places for path in swept):
-            raise OutputError(
-                f"the output would replace one of the models to be merged, {model.ref}",
-                place=str(out),
-                hint="another folder",
-            )

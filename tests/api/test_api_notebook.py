@@ -316,6 +316,7 @@ CHANGED = {
     "out_shard_size": 1,
     "overwrite": True,
     "restart": True,
+    "no_check": True,
     "random_seed": 1,
     "stream": True,
     "strict": True,
@@ -337,7 +338,7 @@ def test_every_flag_is_an_option():
     written = {name for flag in flags for name in flag.opts if name.startswith("--")}
     options = {f"--{each.name.replace('_', '-')}" for each in fields(MergeOptions)}
     assert len(flags) > 20
-    assert written - options == {"--help", "--version", "--json", "--verbose", "--plan", "--no-check"}
+    assert written - options == {"--help", "--version", "--json", "--verbose", "--plan"}
     assert options - written == {"--verbosity"}
 
 

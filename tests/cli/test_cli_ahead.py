@@ -64,7 +64,7 @@ def test_check_needs_no_output(run):
     assert "\ndisk" not in result.stdout
 
 
-CHECK = {"errors", "warnings", "notices", "disks", "bytes_written", "memory"}
+CHECK = {"errors", "warnings", "notices", "vocabularies", "disks", "bytes_written", "memory"}
 
 
 def test_check_for_programs(run, bench):

@@ -12,9 +12,10 @@ from mergekit.errors import (
     MergekitError,
     OutputError,
     RecipeError,
+    SeveralProblemsError,
     UnsupportedError,
 )
-from mergekit.plan import PlanOptions, Problems, SeveralProblemsError, plan_merge, try_to_plan
+from mergekit.plan import PlanOptions, Problems, plan_merge, try_to_plan
 
 
 def attempt(text, **options):

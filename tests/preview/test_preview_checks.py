@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 from tiny_checkpoints import recipe
 
+from mergekit import MergeOptions, merge_models
+from mergekit.checkpoint.output import output_folder
 from mergekit.cli.main import commands
 from mergekit.errors import (
     BudgetError,
@@ -16,9 +18,12 @@ from mergekit.errors import (
     MissingTensorError,
     OutputError,
     RecipeError,
+    SeveralProblemsError,
 )
-from mergekit.plan import PlanOptions, SeveralProblemsError
+from mergekit.merging import JobOptions
+from mergekit.plan import PlanOptions
 from mergekit.preview import Job, check_merge, space
+from mergekit.raw import merge_raw
 
 
 def job(text, out=None, *, device=None, overwrite=False, **planning):
@@ -112,6 +117,22 @@ def test_an_output_inside_of_a_file(models, tmp_path):
     assert found.errors[0].problem.place == str(tmp_path / "file")
 
 
+def test_an_output_that_another_process_writes(models, tmp_path):
+    with output_folder(tmp_path / "out", overwrite=False):
+        (error,) = check_merge(job(halves(models), tmp_path / "out")).errors
+        assert "another process is writing this output" in str(error)
+    assert check_merge(job(halves(models), tmp_path / "out")).errors == ()
+
+
+def test_a_folder_in_the_way_that_is_somebody_s(models, tmp_path):
+    own = tmp_path / "out.partial"
+    own.mkdir()
+    assert check_merge(job(halves(models), tmp_path / "out")).errors == ()
+    (own / "letter.txt").touch()
+    (error,) = check_merge(job(halves(models), tmp_path / "out")).errors
+    assert "is not from an interrupted merge" in str(error)
+
+
 def test_a_folder_that_nothing_may_be_written_to(models, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(space.os, "access", lambda folder, mode: asked.append(folder) or False)
@@ -141,6 +162,15 @@ def test_a_merge_onto_a_full_disk_fails_cleanly(flags, large, small_disk, tmp_pa
     assert ("o space for" in result.stderr) == bool(flags)
     assert not (small_disk / "out").exists()
     assert not list(small_disk.rglob("model*")) or flags
+
+
+def test_other_merges_meet_a_full_disk_as_well(large, small_disk):
+    raw = recipe("linear", [model / "model.safetensors" for model in large])
+    for room, told in ((True, "are needed on this disk"), (False, "o space for")):
+        with pytest.raises(OutputError, match=told):
+            merge_raw(raw, small_disk / "out", options=JobOptions(room=room))
+        with pytest.raises(OutputError, match=told):
+            merge_models(halves(large), small_disk / "out", options=MergeOptions(no_check=not room))
 
 
 def test_what_an_interrupted_merge_has_taken_is_not_needed_again(models, tmp_path):

@@ -44,6 +44,7 @@ class MergeOptions:
         experts: "as-stored", or "fused" to merge and write the matrices of all experts of a layer as one tensor each.
         overwrite: replace an output folder that holds a model.
         restart: begin anew, whatever an interrupted merge has left; else it continues.
+        no_check: begin even if there seems to be too little room on the disk.
         strict: treat warnings about the recipe as errors.
         allow_code: run the Python file that `merge_method` names.
         unsafe_truncate_embeddings: cut vocabularies of unequal size to the rows that all models have.
@@ -77,6 +78,7 @@ class MergeOptions:
     experts: Literal["as-stored", "fused"] = "as-stored"
     overwrite: bool = False
     restart: bool = False
+    no_check: bool = False
     strict: bool = False
     allow_code: bool = False
     unsafe_truncate_embeddings: bool = False
@@ -150,4 +152,5 @@ def carrying_out(options: MergeOptions, bars: bool = False) -> merging.JobOption
         overwrite=options.overwrite,
         restart=options.restart,
         model_card=options.write_model_card,
+        room=not options.no_check,
     )

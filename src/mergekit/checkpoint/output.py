@@ -60,6 +60,17 @@ def refuse_taken(out: Path, overwrite: bool) -> None:
         raise OutputError("the output file is there already", place=str(out), hint="another name, or `--overwrite`")
 
 
+def refuse_claimed(out: Path) -> None:
+    """Refuse an output that another process is writing now, or whose folder to write to first is somebody's.
+
+    Raises:
+        OutputError: see above.
+    """
+    partial = partial_folder(out)
+    if partial.exists() and not (partial.is_dir() and not any(partial.iterdir())):
+        os.close(_locked(partial, out))
+
+
 def partial_folder(out: Path) -> Path:
     """The folder beside an output that is written to first."""
     return out.resolve().with_name(out.resolve().name + PARTIAL)
@@ -156,8 +167,6 @@ def _remove(partial: Path) -> None:
 
 def _claim(partial: Path, out: Path) -> int:
     """Make the folder, or take over what an interrupted process left; returns the lock."""
-    import fcntl
-
     marker = partial / _MARKER
     with reported(partial, 0):
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +174,14 @@ def _claim(partial: Path, out: Path) -> int:
             partial.mkdir()
         if partial.is_dir() and not any(partial.iterdir()):
             marker.touch()
+    return _locked(partial, out)
+
+
+def _locked(partial: Path, out: Path) -> int:
+    """The lock of the folder that is written to first."""
+    import fcntl
+
+    marker = partial / _MARKER
     if not marker.is_file():
         what = "the folder to write to first is there already, and is not from an interrupted merge"
         raise OutputError(what, place=str(partial), hint="another output, or removing it")

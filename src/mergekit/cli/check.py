@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergekit.cli.merge import OTHER, config_file, in_json, job_of, job_options, of_merges, read_config
-from mergekit.cli.options import Command, ignored_flags, option
+from mergekit.cli.merge import config_file, in_json, job_of, job_options, of_merges, read_config
+from mergekit.cli.options import Command, ignored_flags
 from mergekit.cli.output import Output, failure_of, problem_record
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 @config_file
 @click.argument("out_path", type=click.Path(path_type=Path), required=False)
 @in_json
-@option(OTHER, "--no-check", is_flag=True, help="Leave out what can only be guessed: room on the disk.")
 @of_merges
 @click.help_option("-h", "--help")
 def check(config_file: str, out_path: Path | None, as_json: bool, **flags: Any) -> None:
@@ -40,20 +39,17 @@ def check(config_file: str, out_path: Path | None, as_json: bool, **flags: Any) 
 
 
 def _check(config_file: str, out: Path | None, flags: dict[str, Any], output: Output) -> None:
-    from mergekit.plan import SeveralProblemsError
     from mergekit.preview import check_merge
     from mergekit.report.contents import alignment_rows
 
-    room = not flags.pop("no_check")
     text, name = read_config(config_file)
     options = job_options(flags)
     job = job_of(text, name, out, options)
-    found = check_merge(replace(job, planning=replace(job.planning, preview=True)), room=room)
+    found = check_merge(replace(job, planning=replace(job.planning, preview=True)), room=options.room)
     findings = found.attempt.problems.findings
     output.warn(() if found.attempt.problems.strict else findings.warnings)
     output.note(findings.notices)
-    if found.errors:
-        error = SeveralProblemsError(found.errors) if len(found.errors) > 1 else found.errors[0]
+    if (error := found.attempt.problems.error) is not None:
         output.note(
             f"vocabulary of {told}" for _, told in alignment_rows(found.attempt.models, found.attempt.alignments)
         )
@@ -67,15 +63,13 @@ def record(found: Check) -> dict[str, object]:
     Parameters:
         found: what came of it.
     """
-    from mergekit.plan.problems import problems_of
-
     attempt = found.attempt
     findings, plan = attempt.problems.findings, attempt.plan
     return {
         "errors": [
             {"type": type(error).__name__, "exit_code": error.exit_code, **problem_record(problem)}
             for error in found.errors
-            for problem in problems_of(error)
+            for problem in error.problems
         ],
         "warnings": [problem_record(problem) for problem in findings.warnings],
         "notices": findings.notices,

@@ -18,6 +18,7 @@ from mergekit.cli.merge import (
     overwriting,
     quietly,
     streaming,
+    unchecked,
     verbosely,
     within_memory,
 )
@@ -37,6 +38,7 @@ _FALLBACK = "bfloat16"  # of quantised models that do not say what they were bef
 @quietly
 @in_json
 @overwriting
+@unchecked
 @cached_in
 @streaming
 @on_threads
@@ -59,6 +61,7 @@ def convert(
     overwrite: bool,
     cache: Path | None,
     stream: bool,
+    no_check: bool,
     num_threads: int | None,
     max_memory: int | None,
     dtype: str | None,
@@ -78,7 +81,7 @@ def convert(
         heed_stop()
         hub = Hub(cache, stream, output.drawing)
         plan = PlanOptions(shard_bytes=out_shard_size, workers=num_threads, max_memory=max_memory, hub=hub)
-        options = JobOptions(plan=plan, overwrite=overwrite, model_card=False)
+        options = JobOptions(plan=plan, overwrite=overwrite, model_card=False, room=not no_check)
         carry_out(recipe_text(model, dtype, hub), "<convert>", out_path, options, output)
 
 

@@ -20,6 +20,7 @@ from mergekit.cli.merge import (
     overwriting,
     strictly,
     tell,
+    unchecked,
     with_card,
     within_memory,
 )
@@ -84,6 +85,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 )
 @overwriting
 @from_scratch
+@unchecked
 @cached_in
 @on_threads
 @within_memory

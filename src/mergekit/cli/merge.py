@@ -22,12 +22,10 @@ from mergekit.cli.options import (
 )
 from mergekit.cli.output import Output
 from mergekit.cli.sizes import read_positive_size, read_size
-from mergekit.errors import OutputError
 
 if TYPE_CHECKING:
     from mergekit.cli.progress import Narrator
     from mergekit.merging import JobOptions
-    from mergekit.plan import Plan
     from mergekit.preview import Job
 
 DANGEROUS = "Dangerous options"
@@ -44,6 +42,9 @@ in_json = option(GENERAL, "--json", "as_json", is_flag=True, help="Print one JSO
 overwriting = option(DANGEROUS, "--overwrite", is_flag=True, help="Replace OUT_PATH if there is a model.")
 from_scratch = option(
     DANGEROUS, "--restart", is_flag=True, help="Begin anew, whatever an interrupted merge has left; else it continues."
+)
+unchecked = option(
+    OTHER, "--no-check", is_flag=True, help="Begin even if there seems to be too little room on the disk."
 )
 on_threads = option(
     PERFORMANCE,
@@ -167,6 +168,7 @@ of_merges = accepted(
     strictly,
     overwriting,
     from_scratch,
+    unchecked,
     with_code,
     cached_in,
     streaming,
@@ -189,7 +191,6 @@ of_merges = accepted(
 @quietly
 @in_json
 @option(GENERAL, "--plan", "only_plan", is_flag=True, help="Say what would be done, and write nothing.")
-@option(OTHER, "--no-check", is_flag=True, help="Begin even if there seems to be too little room on the disk.")
 @of_merges
 @click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")
@@ -210,7 +211,7 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     from mergekit.moe import GateOptions, MoeOptions, is_moe
 
     heed_stop()
-    only_plan, room = flags.pop("only_plan"), not flags.pop("no_check")
+    only_plan = flags.pop("only_plan")
     text, name = read_config(config_file)
     options = job_options(flags, output.drawing)
     if is_moe(text):
@@ -218,7 +219,7 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     elif only_plan:
         look_ahead(job_of(text, name, out, options), output)
     else:
-        carry_out(text, name, out, options, output, room)
+        carry_out(text, name, out, options, output)
 
 
 def job_options(flags: dict[str, Any], bars: bool = False) -> JobOptions:
@@ -252,7 +253,7 @@ def heed_stop() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def carry_out(text: str, name: str, out: Path, options: JobOptions, output: Output, room: bool = True) -> None:
+def carry_out(text: str, name: str, out: Path, options: JobOptions, output: Output) -> None:
     """Check a recipe, carry it out, and say what came of it.
 
     Parameters:
@@ -261,23 +262,10 @@ def carry_out(text: str, name: str, out: Path, options: JobOptions, output: Outp
         out: the folder to be made.
         options: of the merge.
         output: where it is said.
-        room: do not begin if there seems to be too little room on the disk.
     """
-    from mergekit import merging
-    from mergekit.checkpoint.output import refuse_occupied
-    from mergekit.preview import check_merge
+    from mergekit.merging import merge_recipe
 
-    job = job_of(text, name, out, options)
-
-    def planned() -> Plan:
-        return check_merge(job, room=room).result()
-
-    try:
-        refuse_occupied(out, options.overwrite)
-    except OutputError:
-        planned()  # which fails too, and tells what else is wrong
-        raise
-    tell(out, output, lambda progress: merging.carry_out(planned, out, options, progress))
+    tell(out, output, lambda progress: merge_recipe(text, out, file=name, options=options, progress=progress))
 
 
 def tell(out: Path, output: Output, job: Callable[[Narrator], Mapping[str, Any]]) -> None:

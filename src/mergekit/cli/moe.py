@@ -26,6 +26,7 @@ from mergekit.cli.merge import (
     seeded,
     streaming,
     strictly,
+    unchecked,
     verbosely,
     with_card,
     within_memory,
@@ -72,6 +73,7 @@ ROUTERS = "Routers"
     help="Keep hidden states of prompts in the user's cache folder, and take them from there (which is the default).",
 )
 @overwriting
+@unchecked
 @option(
     DANGEROUS,
     "--i-understand-this-is-not-useful-without-training",

@@ -24,6 +24,7 @@ from mergekit.cli.merge import (
     seeded,
     strictly,
     tell,
+    unchecked,
     verbosely,
     with_card,
     with_code,
@@ -70,6 +71,7 @@ _of_models = accepted(
 )
 @overwriting
 @from_scratch
+@unchecked
 @with_code
 @seeded
 @on_device

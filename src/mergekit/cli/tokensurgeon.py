@@ -26,6 +26,7 @@ from mergekit.cli.merge import (
     streaming,
     strictly,
     tell,
+    unchecked,
     verbosely,
     with_card,
     within_memory,
@@ -215,6 +216,7 @@ _of_merges = accepted(
 @_approximating
 @_matching
 @overwriting
+@unchecked
 @cached_in
 @streaming
 @seeded

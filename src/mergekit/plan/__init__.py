@@ -3,7 +3,7 @@
 from mergekit.plan.memory import Memory
 from mergekit.plan.models import Model
 from mergekit.plan.planner import VOCABULARY, Attempt, PlanOptions, plan_merge, try_to_plan
-from mergekit.plan.problems import Problems, SeveralProblemsError
+from mergekit.plan.problems import Problems
 from mergekit.plan.tasks import Leftover, Operand, Plan, TensorTask, Treated
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "Plan",
     "PlanOptions",
     "Problems",
-    "SeveralProblemsError",
     "TensorTask",
     "Treated",
     "plan_merge",

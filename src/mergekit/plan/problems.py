@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
-from mergekit.errors import Findings, MergekitError, Problem, RecipeError
-
-
-@final
-class SeveralProblemsError(MergekitError):
-    """Problems of several kinds; the exit code is that of the first.
-
-    Parameters:
-        errors: one for each kind, the first in the order of work first.
-    """
-
-    def __init__(self, errors: Sequence[MergekitError]) -> None:
-        self.errors = tuple(errors)
-        self.problems = tuple(problem for error in errors for problem in problems_of(error))
-        self.exit_code = errors[0].exit_code
-        text = "\n\n".join(str(problem) for problem in self.problems)
-        Exception.__init__(self, f"{len(self.problems)} problems\n\n{text}")
-
-
-def problems_of(error: MergekitError) -> tuple[Problem, ...]:
-    """What an error is about, piece by piece."""
-    if isinstance(error, RecipeError | SeveralProblemsError):
-        return error.problems
-    return (error.problem,)
+from mergekit.errors import Findings, MergekitError, RecipeError, SeveralProblemsError
 
 
 @final
@@ -73,9 +50,13 @@ class Problems:
             return (error, *self.refusals)
         return tuple(self.refusals)
 
+    @property
+    def error(self) -> MergekitError | None:
+        """All of that as one error: as it is if it is alone, else :class:`~mergekit.errors.SeveralProblemsError`."""
+        found = self.errors
+        return SeveralProblemsError(found) if len(found) > 1 else found[0] if found else None
+
     def raise_errors(self) -> None:
-        """Raise what was found: an error as it is if it is alone, else :class:`SeveralProblemsError`."""
-        if len(self.errors) > 1:
-            raise SeveralProblemsError(self.errors)
-        if self.errors:
-            raise self.errors[0]
+        """Raise what was found."""
+        if (error := self.error) is not None:
+            raise error

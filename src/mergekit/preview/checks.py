@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergekit.checkpoint.output import partial_folder, refuse_occupied
+from mergekit.checkpoint.output import partial_folder, refuse_claimed, refuse_occupied
 from mergekit.engine import open_device
 from mergekit.errors import MergekitError, OutputError
 from mergekit.plan import Attempt, Model, Plan, PlanOptions, try_to_plan
@@ -55,7 +55,7 @@ class Check:
         """The plan.
 
         Raises:
-            MergekitError: whatever stands in the way; :class:`~mergekit.plan.SeveralProblemsError` if that is more
+            MergekitError: whatever stands in the way; :class:`~mergekit.errors.SeveralProblemsError` if that is more
                 than one thing.
         """
         return self.attempt.result()
@@ -77,6 +77,8 @@ def check_merge(job: Job, *, room: bool = True) -> Check:
             refuse_input(attempt.models, job.out)
         with problems.collected():
             refuse_unwritable(job.out)
+        with problems.collected():
+            refuse_claimed(job.out)
     with problems.collected():
         open_device(job.device)
     cache = job.planning.hub.folder if _downloads(job, attempt.models) else None

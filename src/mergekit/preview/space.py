@@ -71,17 +71,27 @@ def other_bytes(plan: Plan) -> int:
     return copied + sum(len(text.encode()) for text in plan.texts.values()) + _LINE * len(plan.tasks)
 
 
-def needed_bytes(attempt: Attempt, out: Path) -> int | None:
-    """Bytes that the output still takes, while what it replaces is still there; None if nothing is known about it.
+def needed_bytes(written: int, plan: Plan | None, out: Path) -> int:
+    """Bytes that an output still takes, while what it replaces is still there.
 
     Parameters:
-        attempt: the plan, or what there is of it.
+        written: bytes of the weights.
+        plan: what else there will be; None if that is not known.
         out: the output.
     """
-    if attempt.written is None:
-        return None
-    others = other_bytes(attempt.plan) if attempt.plan else 0
-    return max(0, attempt.written + others - held_bytes(partial_folder(out)))
+    others = other_bytes(plan) if plan else 0
+    return max(0, written + others - held_bytes(partial_folder(out)))
+
+
+def room_for(plan: Plan, out: Path) -> Space:
+    """Room where an output would be made.
+
+    Parameters:
+        plan: the merge.
+        out: the output.
+    """
+    folder = nearest_folder(out)
+    return Space(folder, needed_bytes(sum(shard.nbytes for shard in plan.shards), plan, out), free_bytes(folder))
 
 
 def spaces(attempt: Attempt, out: Path | None, cache: Path | None) -> tuple[Space, ...]:
@@ -101,8 +111,8 @@ def spaces(attempt: Attempt, out: Path | None, cache: Path | None) -> tuple[Spac
 
 
 def _needs(attempt: Attempt, out: Path | None, cache: Path | None) -> Iterator[tuple[Path, int]]:
-    if out is not None and (nbytes := needed_bytes(attempt, out)) is not None:
-        yield out, nbytes
+    if out is not None and attempt.written is not None:
+        yield out, needed_bytes(attempt.written, attempt.plan, out)
     downloads = sum(remote.nbytes for model in attempt.models for remote in model.checkpoint.remote.values())
     if cache is not None and downloads:
         yield cache, downloads
