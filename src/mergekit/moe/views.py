@@ -11,7 +11,7 @@ import numpy as np
 from mergekit.checkpoint import DTYPES, Extent, TensorSpec
 from mergekit.plan.tensors import promoted
 from mergekit.plan.views import Access, Held, Joined, Pieces, View
-from mergekit.plan.views.base import Raw
+from mergekit.plan.views.base import Raw, Stretch
 
 _CHUNK = 1 << 16  # entries that noise is drawn for at a time
 _ROOM = 8 * 8 * _CHUNK  # bytes of it
@@ -35,48 +35,7 @@ def rows_of(view: View, first: int, count: int) -> View:
     spec = TensorSpec(view.spec.name, view.spec.dtype, (count, *view.spec.shape[1:]))
     if isinstance(view, Pieces):
         return Pieces(spec, tuple(view.extents(first * width, (first + count) * width)), view.names)
-    return Cut(view, first * width, spec, view.names)
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class Cut(View):
-    """A stretch of a tensor.
-
-    Parameters:
-        view: the whole.
-        first: the entry of the whole that it begins with.
-        spec: what it is.
-        names: the stored tensors.
-    """
-
-    view: View
-    first: int
-    spec: TensorSpec
-    names: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Its share of what the whole reads."""
-        return self.view.nbytes * self.spec.count // max(1, self.view.spec.count)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Those of the whole."""
-        return self.view.kept_bytes
-
-    @property
-    def row_format(self) -> str:
-        """That of the whole."""
-        return self.view.row_format
-
-    def extents(self, start: int, stop: int) -> Iterator[Extent]:
-        """Those of the whole."""
-        return self.view.extents(self.first + start, self.first + stop)
-
-    def read(self, access: Access, start: int, stop: int, into: Raw) -> None:
-        """As from the whole."""
-        self.view.read(access, self.first + start, self.first + stop, into)
+    return Stretch(view, first * width, spec, view.names)
 
 
 def stacked(views: Sequence[View], shape: tuple[int, ...]) -> View:

@@ -77,7 +77,7 @@ class View(ABC):
     def rows(self, count: int) -> View:
         """The first `count` rows."""
         spec = TensorSpec(self.spec.name, self.spec.dtype, (count, *self.spec.shape[1:]))
-        return Leading(self, spec, self.names)
+        return Stretch(self, 0, spec, self.names)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -85,20 +85,10 @@ class View(ABC):
         return tuple(dict.fromkeys(str(extent.file) for extent in self.extents(0, self.spec.count)))
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Leading(View):
-    """The first entries of a view.
-
-    Parameters:
-        view: the whole.
-        spec: what is left of it.
-        names: the stored tensors.
-    """
+class Excerpt(View, ABC):
+    """Entries of another view, the whole: they cost their share of it."""
 
     view: View
-    spec: TensorSpec
-    names: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
@@ -115,13 +105,31 @@ class Leading(View):
         """That of the whole."""
         return self.view.row_format
 
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch(Excerpt):
+    """Consecutive entries of a view.
+
+    Parameters:
+        view: the whole.
+        first: the entry of the whole that it begins with.
+        spec: what it is.
+        names: the stored tensors.
+    """
+
+    view: View
+    first: int
+    spec: TensorSpec
+    names: tuple[str, ...]
+
     def extents(self, start: int, stop: int) -> Iterator[Extent]:
         """Those of the whole."""
-        return self.view.extents(start, stop)
+        return self.view.extents(self.first + start, self.first + stop)
 
     def read(self, access: Access, start: int, stop: int, into: Raw) -> None:
         """As from the whole."""
-        self.view.read(access, start, stop, into)
+        self.view.read(access, self.first + start, self.first + stop, into)
 
 
 class StoredView(View, ABC):

@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 
 from mergekit.checkpoint import Extent, TensorSpec
-from mergekit.plan.views.base import Access, Raw, View
+from mergekit.plan.views.base import Access, Excerpt, Raw, View
 from mergekit.plan.views.pieces import Pieces
 from mergekit.plan.views.strided import Strided, boxes
 
@@ -44,7 +44,7 @@ def _steps(shape: Sequence[int]) -> tuple[int, ...]:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Corner(View):
+class Corner(Excerpt):
     """The corner of a tensor that is computed or lies in several pieces.
 
     Parameters:
@@ -56,21 +56,6 @@ class Corner(View):
     view: View
     spec: TensorSpec
     names: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Its share of what the whole reads."""
-        return self.view.nbytes * self.spec.count // max(1, self.view.spec.count)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Those of the whole."""
-        return self.view.kept_bytes
-
-    @property
-    def row_format(self) -> str:
-        """That of the whole."""
-        return self.view.row_format
 
     def extents(self, start: int, stop: int) -> Iterator[Extent]:
         """Those of the whole from the first of the entries [start, stop) to the last."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
-from mergekit.checkpoint import Extent
 from mergekit.plan.views.base import Access, Raw, View
-from mergekit.plan.views.low_rank import Overlaid
+from mergekit.plan.views.low_rank import Multiplied
 
 _WIDE = 4  # bytes of a float32
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class ManyLowRank(Overlaid):
+class ManyLowRank(Multiplied):
     """Matrices plus products of thin ones: ``W[e] + scale · B[e] @ A[e]``, or their transposes.
 
     Parameters:
@@ -35,20 +33,9 @@ class ManyLowRank(Overlaid):
     transposed: bool = False
 
     @property
-    def nbytes(self) -> int:
-        """Of the base and both factors."""
-        return self.base.nbytes + self.a.nbytes + self.b.nbytes
-
-    @property
     def kept_bytes(self) -> int:
         """The factors as float32, twice while they are put in order."""
         return self.base.kept_bytes + 3 * _WIDE * (self.a.spec.count + self.b.spec.count)
-
-    def extents(self, start: int, stop: int) -> Iterator[Extent]:
-        """Those of the base, and all of the factors."""
-        yield from self.base.extents(start, stop)
-        for factor in (self.a, self.b):
-            yield from factor.extents(0, factor.spec.count)
 
     def read(self, access: Access, start: int, stop: int, into: Raw) -> None:
         """The base's entries with those of the products added, expert by expert."""

@@ -45,9 +45,27 @@ class Overlaid(View, ABC):
         return self.base.kept_bytes
 
 
+class Multiplied(Overlaid, ABC):
+    """A view with products of thin matrices added, all of which are read whole."""
+
+    a: View
+    b: View
+
+    @property
+    def nbytes(self) -> int:
+        """Of the base and both factors."""
+        return self.base.nbytes + self.a.nbytes + self.b.nbytes
+
+    def extents(self, start: int, stop: int) -> Iterator[Extent]:
+        """Those of the base, and all of the factors."""
+        yield from self.base.extents(start, stop)
+        for factor in (self.a, self.b):
+            yield from factor.extents(0, factor.spec.count)
+
+
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class LowRank(Overlaid):
+class LowRank(Multiplied):
     """A matrix plus a product of two thin ones: ``W + scale · B @ A``, or its transpose.
 
     A tensor of more dimensions is a matrix of its first dimension by all others.
@@ -67,21 +85,10 @@ class LowRank(Overlaid):
     transposed: bool = False
 
     @property
-    def nbytes(self) -> int:
-        """Of the base and both factors."""
-        return self.base.nbytes + self.a.nbytes + self.b.nbytes
-
-    @property
     def kept_bytes(self) -> int:
         """The factors as float32, twice while they are transposed, and one of them as it is stored."""
         entries = (self.a.spec.count + self.b.spec.count) * (2 if self.transposed else 1)
         return self.base.kept_bytes + _WIDE * entries + max(self.a.nbytes, self.b.nbytes)
-
-    def extents(self, start: int, stop: int) -> Iterator[Extent]:
-        """Those of the base, and all of the factors."""
-        yield from self.base.extents(start, stop)
-        for factor in (self.a, self.b):
-            yield from factor.extents(0, factor.spec.count)
 
     def read(self, access: Access, start: int, stop: int, into: Raw) -> None:
         """The base's entries with those of the product added."""
