@@ -156,6 +156,10 @@ class RecipeError(MergekitError):
         title = "" if count == 1 else f"{count} problems in the recipe\n\n"
         Exception.__init__(self, title + "\n\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[tuple[Problem, ...]]]:
+        """Other processes make it of its problems."""
+        return type(self), (self.problems,)
+
 
 class CheckpointError(MergekitError):
     """A model folder or file cannot be read as what it claims to be."""

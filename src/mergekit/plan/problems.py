@@ -25,6 +25,10 @@ class SeveralProblemsError(MergekitError):
         text = "\n\n".join(str(problem) for problem in self.problems)
         Exception.__init__(self, f"{len(self.problems)} problems\n\n{text}")
 
+    def __reduce__(self) -> tuple[type[SeveralProblemsError], tuple[tuple[MergekitError, ...]]]:
+        """Other processes make it of its errors."""
+        return type(self), (self.errors,)
+
 
 def problems_of(error: MergekitError) -> tuple[Problem, ...]:
     """What an error is about, piece by piece."""
