@@ -56,7 +56,7 @@ class JobOptions:
         model_card: write README.md.
         ray: merge on the machines of the Ray cluster at this address, as :mod:`mergekit.engine.cluster` takes it; None
             for the threads of this process.
-        collect: have those machines send what they have merged, instead of writing it to storage that all of them share.
+        collect: have those machines send what they have merged, instead of writing it to storage that they share.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)

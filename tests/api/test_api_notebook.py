@@ -317,6 +317,8 @@ CHANGED = {
     "overwrite": True,
     "restart": True,
     "random_seed": 1,
+    "ray": "auto",
+    "ray_collect": True,
     "stream": True,
     "strict": True,
     "unsafe_truncate_embeddings": True,

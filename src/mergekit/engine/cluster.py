@@ -7,13 +7,16 @@ the same bytes in the same places.
 
 from __future__ import annotations
 
+import logging
 import signal
+import sys
 import threading
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -75,7 +78,7 @@ def execute_on_cluster(
     with _connected(cluster.address) as ray:
         memory, workers = _team(plan.memory, ray.nodes())
         sizes = [(index, task.read_bytes) for index, task in enumerate(plan.tasks) if index not in finished]
-        job = ray.put(_packed(_job(plan, memory, compute, cluster.collect), plan.tasks))
+        job = ray.put(_packed(ray, _job(plan, memory, compute, cluster.collect), plan.tasks))
         resources = {"num_cpus": memory.workers, "memory": memory.peak, "num_gpus": int("cuda" in compute.name)}
         remote = ray.remote(work).options(
             **resources,
@@ -87,7 +90,7 @@ def execute_on_cluster(
         def begin(batch: Batch) -> Any:
             tasks = tuple(plan.tasks[index] for index in batch.tasks)
             places = {task.out.name: writer.places[task.out.name] for task in tasks}
-            return remote.remote(job, _packed(Load(batch.tasks, tasks, places), tasks))
+            return remote.remote(job, _packed(ray, Load(batch.tasks, tasks, places), tasks))
 
         for part in _streamed(ray, begin, batches(sizes, workers), _AHEAD * workers):
             if isinstance(part, Chunk):
@@ -101,7 +104,8 @@ def _streamed(
     ray: Any, begin: Callable[[Batch], Any], waiting: Sequence[Batch], at_once: int
 ) -> Iterator[Chunk | Done]:
     """All that comes back from batches, as it comes; so many of them are under way."""
-    left, running = iter(waiting), []
+    left = iter(waiting)
+    running: list[Any] = []
     try:
         while True:
             running += [begin(batch) for batch in islice(left, at_once - len(running))]
@@ -153,7 +157,7 @@ def _team(memory: Memory, nodes: Sequence[dict[str, Any]]) -> tuple[Memory, int]
     if not count:
         raise BudgetError(
             f"no node of the cluster has {memory.peak / 1e6:.0f} MB of memory and a core to merge with",
-            expected=f"what Ray knows of nodes: {', '.join(f'{cores} cores, {room / 1e6:.0f} MB' for cores, room in rooms)}",
+            expected=f"Ray knows of {', '.join(f'{cores} cores with {room / 1e6:.0f} MB' for cores, room in rooms)}",
             hint="a lower `--max-memory`, which is that of each process, or fewer threads (`-j`)",
         )
     return replace(memory, workers=threads), count
@@ -193,21 +197,17 @@ def _outline(model: Model) -> Model:
     return Model(model.ref, checkpoint, layout, {}, {})
 
 
-def _packed(value: Job | Load, tasks: Sequence[TensorTask]) -> bytes:
+def _packed(ray: Any, value: Job | Load, tasks: Sequence[TensorTask]) -> bytes:
     """A value with the code of methods that were made of a file, which no other machine can import."""
-    import sys
-
-    from ray import cloudpickle
-
     methods = {type(task.method) for task in tasks}
     made = {method.__module__ for method in methods if method_file(method)}
     for module in made:
-        cloudpickle.register_pickle_by_value(sys.modules[module])
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     try:
-        return bytes(cloudpickle.dumps(value))
+        return bytes(ray.cloudpickle.dumps(value))
     finally:
         for module in made:
-            cloudpickle.unregister_pickle_by_value(sys.modules[module])
+            ray.cloudpickle.unregister_pickle_by_value(sys.modules[module])
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def _connected(address: str) -> Iterator[Any]:
         DeviceError: Ray is not installed, or there is no cluster.
     """
     try:
-        import ray
+        ray: Any = import_module("ray")
     except ImportError as error:
         raise DeviceError("merging on several machines needs Ray", hint="pip install 'mergekit[ray]'") from error
     if ray.is_initialized():
@@ -226,9 +226,9 @@ def _connected(address: str) -> Iterator[Any]:
         return
     with _own_signals(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about versions of Ray to come
-        own = {"include_dashboard": False} if address == "local" else {}
+        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             what = f"there is no Ray cluster at `{address}`: {' '.join(str(error).split())}"
             hint = "`ray start --head` on one machine first; `--ray local` tries it on this machine alone"

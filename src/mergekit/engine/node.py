@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
@@ -108,9 +109,8 @@ class Failed:
 
 def node_name() -> str:
     """What this machine is called in messages."""
-    from ray.util import get_node_ip_address
-
-    return f"{socket.gethostname()} ({get_node_ip_address()})"
+    util: Any = import_module("ray.util")
+    return f"{socket.gethostname()} ({util.get_node_ip_address()})"
 
 
 def work(job: bytes, load: bytes) -> Iterator[Chunk | Done | Failed]:
