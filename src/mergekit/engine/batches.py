@@ -57,19 +57,22 @@ def _neighbours(tasks: Sequence[tuple[int, int]], limit: int) -> Iterator[Batch]
         yield Batch(tuple(group), total)
 
 
-def loads(sizes: Iterable[int], workers: int) -> list[int]:
-    """What each worker has done when all is done, if each takes the next one when it is free.
+def dealt(waiting: Iterable[Batch], workers: int) -> list[list[Batch]]:
+    """What each worker has done when all is done, if each takes the next batch when it is free; most bytes first.
 
     Parameters:
-        sizes: of what is to be done, in the order in which it is taken.
-        workers: how many share it.
+        waiting: the batches in the order in which they are taken.
+        workers: how many share them.
 
     Example:
-        >>> loads([9, 6, 4, 3], workers=2)
-        [12, 10]
+        >>> given = [Batch((0,), 9), Batch((1, 2), 6), Batch((3,), 4)]
+        >>> [[batch.nbytes for batch in own] for own in dealt(given, workers=2)]
+        [[6, 4], [9]]
     """
+    found: list[list[Batch]] = [[] for _ in range(workers)]
     heap = [(0, worker) for worker in range(workers)]
-    for size in sizes:
-        least, worker = heap[0]
-        heapq.heapreplace(heap, (least + size, worker))
-    return sorted((total for total, _ in heap), reverse=True)
+    for batch in waiting:
+        total, worker = heap[0]
+        found[worker].append(batch)
+        heapq.heapreplace(heap, (total + batch.nbytes, worker))
+    return [found[worker] for _, worker in sorted(heap, key=lambda entry: -entry[0])]

@@ -96,8 +96,8 @@ def execute_on_cluster(
             if isinstance(part, Chunk):
                 writer.write(part.name, part.offset, part.octets)
             else:
-                advance(part.nbytes)
                 yield from part.outcomes
+                advance(part.nbytes)
 
 
 def _streamed(
@@ -165,10 +165,7 @@ def _team(memory: Memory, nodes: Sequence[dict[str, Any]]) -> tuple[Memory, int]
 
 def _job(plan: Plan, memory: Memory, compute: Compute, collect: bool) -> Job:
     """What every process must know, and nothing that grows with the model."""
-    files = {file: model for model in plan.models for file in _weights(model)}
-    sizes = {
-        str(file): None if file in model.checkpoint.remote else file.stat().st_size for file, model in files.items()
-    }
+    sizes = {str(file): _size(model, file) for model in plan.models for file in _weights(model)}
     common = replace(
         plan,
         models=tuple(map(_outline, plan.models)),
@@ -182,6 +179,12 @@ def _job(plan: Plan, memory: Memory, compute: Compute, collect: bool) -> Job:
         treated=(),
     )
     return Job(uuid.uuid4().hex, common, compute, Path.cwd(), sizes, collect, __version__, compute.version)
+
+
+def _size(model: Model, file: Path) -> int | None:
+    if file in model.checkpoint.remote:
+        return None
+    return file.stat().st_size if file.is_file() else 0
 
 
 def _weights(model: Model) -> Iterator[Path]:
