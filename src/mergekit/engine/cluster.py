@@ -8,6 +8,7 @@ the same bytes in the same places.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -229,7 +230,7 @@ def _connected(address: str) -> Iterator[Any]:
         return
     with _own_signals(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about versions of Ray to come
-        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        own = _for_this_machine_alone() if address == "local" else {}
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -240,6 +241,12 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _for_this_machine_alone() -> dict[str, Any]:
+    """Settings of a cluster that nothing outside of this machine can see, and that tells nobody of itself."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    return {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 
 
 @contextmanager
