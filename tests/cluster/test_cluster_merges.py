@@ -163,6 +163,24 @@ def test_a_gguf_file_is_read(cluster, tmp_path):
     assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
 
 
+def test_other_kinds_of_plans_are_carried_out(models, cluster, tmp_path):
+    """A mixture of experts, whose operands are stacked and computed, and raw checkpoints into one file."""
+    from mergekit.moe import MoeOptions, build_moe
+    from mergekit.raw import merge_raw
+
+    experts = [{"source_model": str(models / name), "positive_prompts": [name]} for name in ("a", "b")]
+    mixture = {"base_model": str(models / "base"), "gate_mode": "random", "experts": experts, "dtype": "bfloat16"}
+    files = [(models / name / "model.safetensors", {"weight": 0.5}) for name in ("base", "a")]
+    for ray, name in ((None, "here"), ("auto", "there")):
+        options = JobOptions(PlanOptions(workers=1, max_memory=400 << 20), ray=ray)
+        build_moe(json.dumps(mixture), tmp_path / name, options=options, moe=MoeOptions())
+        merge_raw(recipe("linear", files), tmp_path / f"{name}.safetensors", options=options)
+    here, there = read_model(tmp_path / "here"), read_model(tmp_path / "there")
+    assert here.keys() == there.keys()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
+    assert (tmp_path / "here.safetensors").read_bytes() == (tmp_path / "there.safetensors").read_bytes()
+
+
 def test_files_have_names_relative_to_the_folder_of_the_command(models, cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(models)
     run(recipe("linear", ["a", "b"], parameters={"weight": 0.5}), tmp_path / "out")
