@@ -36,8 +36,9 @@ def batches(sizes: Iterable[tuple[int, int]], workers: int, worth: int = WORTH) 
         worth: bytes of a batch if there is enough to do.
 
     Example:
-        >>> [batch.tasks for batch in batches([(0, 9), (1, 2), (2, 3), (3, 4)], workers=1, worth=6)]
-        [(0,), (1, 2), (3,)]
+        >>> sizes = [(0, 900), (1, 20), (2, 30), (3, 40), (4, 50)]
+        >>> [batch.tasks for batch in batches(sizes, workers=1, worth=100)]
+        [(0,), (1, 2, 3), (4,)]
     """
     tasks = list(sizes)
     limit = min(worth, sum(nbytes for _, nbytes in tasks) // (_EACH * max(1, workers)))

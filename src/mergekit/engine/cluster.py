@@ -32,6 +32,7 @@ from mergekit.errors import BudgetError, DeviceError, Findings
 from mergekit.plan import Memory, Model, Plan, TensorTask
 from mergekit.plan.methods import method_file
 
+_RAY = 128 << 20  # bytes that Ray's library takes in every process, beside the plan's budget
 _RETRIES = 3  # of a batch whose process was lost
 _AHEAD = 2  # batches for every process, so that none waits for the next one
 _SENT = 4  # chunks of each batch that wait to be written here
@@ -80,7 +81,7 @@ def execute_on_cluster(
         memory, workers = _team(plan.memory, ray.nodes())
         sizes = [(index, task.read_bytes) for index, task in enumerate(plan.tasks) if index not in finished]
         job = ray.put(_packed(ray, _job(plan, memory, compute, cluster.collect), plan.tasks))
-        resources = {"num_cpus": memory.workers, "memory": memory.peak, "num_gpus": int("cuda" in compute.name)}
+        resources = {"num_cpus": memory.workers, "memory": memory.peak + _RAY, "num_gpus": int("cuda" in compute.name)}
         remote = ray.remote(work).options(
             **resources,
             max_retries=_RETRIES,
@@ -154,10 +155,10 @@ def _team(memory: Memory, nodes: Sequence[dict[str, Any]]) -> tuple[Memory, int]
     ]
     computing = [(cores, room) for cores, room in rooms if cores]
     threads = min([memory.workers, *(cores for cores, _ in computing)])
-    count = sum(min(cores // threads, int(room // memory.peak)) for cores, room in computing)
+    count = sum(min(cores // threads, int(room // (memory.peak + _RAY))) for cores, room in computing)
     if not count:
         raise BudgetError(
-            f"no node of the cluster has {memory.peak / 1e6:.0f} MB of memory and a core to merge with",
+            f"no node of the cluster has {(memory.peak + _RAY) / 1e6:.0f} MB of memory and a core to merge with",
             expected=f"Ray knows of {', '.join(f'{cores} cores with {room / 1e6:.0f} MB' for cores, room in rooms)}",
             hint="a lower `--max-memory`, which is that of each process, or fewer threads (`-j`)",
         )
