@@ -59,7 +59,18 @@ LAYERS = {
 }
 """What each package may import of ours, beside itself and the version."""
 
-HEAVY = {"tokenizers", "gguf", "huggingface_hub", "jinja2", "matplotlib", "numba", "rich", "torch", "transformers"}
+HEAVY = {
+    "tokenizers",
+    "gguf",
+    "huggingface_hub",
+    "jinja2",
+    "matplotlib",
+    "numba",
+    "ray",
+    "rich",
+    "torch",
+    "transformers",
+}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 

@@ -158,6 +158,10 @@ class RecipeError(MergekitError):
         title = "" if count == 1 else f"{count} problems in the recipe\n\n"
         Exception.__init__(self, title + "\n\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[tuple[Problem, ...]]]:
+        """Other processes make it of its problems."""
+        return type(self), (self.problems,)
+
 
 class SeveralProblemsError(MergekitError):
     """Problems of several kinds; the exit code is that of the first.
@@ -172,6 +176,10 @@ class SeveralProblemsError(MergekitError):
         self.exit_code = errors[0].exit_code
         text = "\n\n".join(str(problem) for problem in self.problems)
         Exception.__init__(self, f"{len(self.problems)} problems\n\n{text}")
+
+    def __reduce__(self) -> tuple[type[SeveralProblemsError], tuple[tuple[MergekitError, ...]]]:
+        """Other processes make it of its errors."""
+        return type(self), (self.errors,)
 
 
 class CheckpointError(MergekitError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from mergekit.preview import Job, check_merge, refuse_input, room_for
 from mergekit.report import merge_report, model_card
 
 if TYPE_CHECKING:
-    from mergekit.engine import Beginning
+    from mergekit.engine import Beginning, Outcome
 
 
 class Progress(Protocol):
@@ -56,6 +56,9 @@ class JobOptions:
         restart: begin anew, whatever an interrupted merge has left.
         model_card: write README.md.
         room: do not begin if there seems to be too little room on the disk.
+        ray: merge on the machines of the Ray cluster at this address, as :mod:`mergekit.engine.cluster` takes it; None
+            for the threads of this process.
+        collect: have those machines send what they have merged, instead of writing it to storage that they share.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
@@ -64,6 +67,8 @@ class JobOptions:
     restart: bool = False
     model_card: bool = True
     room: bool = True
+    ray: str | None = None
+    collect: bool = False
 
 
 def merge_recipe(
@@ -130,7 +135,7 @@ def carry_out(
     with output_folder(out, options.overwrite) as folder:
         beginning = _begin(plan, folder, options)
         with beginning.guarded():
-            report = _write_weights(beginning, progress, began)
+            report = _write_weights(beginning, options, progress, began)
             _write_rest(plan, folder, out, options, report)
     return report
 
@@ -159,7 +164,7 @@ def carry_out_into_file(
     with output_file(out, options.overwrite, SAFETENSORS.single) as folder:
         beginning = _begin(plan, folder, options)
         with beginning.guarded():
-            return _write_weights(beginning, progress, began)
+            return _write_weights(beginning, options, progress, began)
 
 
 def _checked(plan: Plan, out: Path, options: JobOptions) -> Plan:
@@ -185,9 +190,7 @@ def _begin(plan: Plan, folder: Path, options: JobOptions) -> Beginning:
     return begin(plan, folder, open_device(options.device), options.restart, options.overwrite)
 
 
-def _write_weights(beginning: Beginning, progress: Progress, began: float) -> Mapping[str, object]:
-    from mergekit.engine import execute
-
+def _write_weights(beginning: Beginning, options: JobOptions, progress: Progress, began: float) -> Mapping[str, object]:
     plan = beginning.plan
     # The report is that of an undisturbed merge: what is to be said about this one is not in the plan.
     notices = [*plan.findings.notices, *beginning.notices]
@@ -195,12 +198,29 @@ def _write_weights(beginning: Beginning, progress: Progress, began: float) -> Ma
     planned = time.perf_counter()
     outcomes = beginning.finished(progress.advance)
     done = {outcome.task for outcome in outcomes}
-    with inputs_of(plan) as files, ShardWriter(beginning.folder, plan.shards) as writer:
-        for outcome in execute(plan, files, writer, beginning.compute, progress.advance, done):
+    with ShardWriter(beginning.folder, plan.shards) as writer:
+        for outcome in _outcomes(beginning, options, writer, progress.advance, done):
             beginning.note(outcome)
             outcomes.append(outcome)
     seconds = {"planning": planned - began, "merging": time.perf_counter() - planned}
     return merge_report(plan, outcomes, seconds)
+
+
+def _outcomes(
+    beginning: Beginning, options: JobOptions, writer: ShardWriter, advance: Callable[[int], None], done: Set[int]
+) -> Iterator[Outcome]:
+    """Do the tasks that are not done: here, or on other machines."""
+    plan, compute = beginning.plan, beginning.compute
+    if options.ray is not None:
+        from mergekit.engine.cluster import Cluster, execute_on_cluster
+
+        cluster = Cluster(options.ray, options.collect)
+        yield from execute_on_cluster(plan, writer, compute, advance, done, cluster)
+    else:
+        from mergekit.engine import execute
+
+        with inputs_of(plan) as files:
+            yield from execute(plan, files, writer, compute, advance, done)
 
 
 def _write_rest(plan: Plan, partial: Path, out: Path, options: JobOptions, report: Mapping[str, object]) -> None:

@@ -318,6 +318,8 @@ CHANGED = {
     "restart": True,
     "no_check": True,
     "random_seed": 1,
+    "ray": "auto",
+    "ray_collect": True,
     "stream": True,
     "strict": True,
     "unsafe_truncate_embeddings": True,

@@ -160,7 +160,7 @@ def test_plans_for_programs(run, bench):
     expected = {"method", "models", "tensors", "left_over", "bytes_read", "bytes_written", "shards", "memory"}
     assert plan.keys() == {*expected, "threads", "estimate", "warnings", "notices"}
     cost = plan["estimate"]
-    assert cost.keys() == {"reads", "passes", "read_rate", "write_rate", "seconds", "unknown"}
+    assert cost.keys() == {"reads", "passes", "read_rate", "write_rate", "merging", "seconds", "unknown"}
     assert sum(own["nbytes"] for own in cost["reads"]) == plan["bytes_read"]
     assert (cost["passes"], cost["unknown"]) == ([1, 1], "")
     assert cost["seconds"][0] < cost["seconds"][1]

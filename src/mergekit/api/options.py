@@ -52,6 +52,10 @@ class MergeOptions:
         device: compute with torch on "cpu", "cuda", "cuda:N", "mps", "xpu" or "auto"; None for compiled kernels on
             the CPU.
         cuda, gpu_rich: the same as device "cuda".
+        ray: merge on the machines of a Ray cluster: "auto" for that of this machine, "HOST:PORT", or "local" for a new
+            one of this machine alone; `num_threads` and `max_memory` are those of each of its processes.
+        ray_collect: have them send what they have merged; for machines without shared storage. Alone it means that
+            `ray` is "auto".
         num_threads: at least 1; None for one per core.
         max_memory: bytes to stay within, or text such as "8GB"; None for a quarter of the machine's memory.
         safe_serialization: must stay true: pickles are not written.
@@ -86,6 +90,8 @@ class MergeOptions:
     device: str | None = None
     cuda: bool = False
     gpu_rich: bool = False
+    ray: str | None = None
+    ray_collect: bool = False
     num_threads: int | None = None
     max_memory: int | str | None = None
     safe_serialization: bool = True
@@ -153,4 +159,6 @@ def carrying_out(options: MergeOptions, bars: bool = False) -> merging.JobOption
         restart=options.restart,
         model_card=options.write_model_card,
         room=not options.no_check,
+        ray=options.ray or ("auto" if options.ray_collect else None),
+        collect=options.ray_collect,
     )

@@ -59,6 +59,9 @@ def read_at(descriptor: int, start: int, into: Buffer) -> int:
 class Files:
     """The open files of a merge; every file is opened once and may be read by many threads at a time.
 
+    Parameters:
+        root: what relative names of files begin at; the current folder if not given.
+
     Example:
         >>> buffer = bytearray(8)
         >>> with Files() as files:
@@ -67,7 +70,8 @@ class Files:
         'Position'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root or Path()
         self._descriptors: dict[Path, int] = {}
         self._lock = Lock()
 
@@ -149,7 +153,7 @@ class Files:
     def _descriptor(self, file: Path) -> int:
         with self._lock:
             if file not in self._descriptors:
-                self._descriptors[file] = open_file(file)
+                self._descriptors[file] = open_file(self._root / file)
             return self._descriptors[file]
 
 

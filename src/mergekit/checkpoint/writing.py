@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import final
 
 from mergekit.checkpoint.header import header_bytes
 from mergekit.checkpoint.reading import Buffer, octets
-from mergekit.checkpoint.tensors import TensorSpec
+from mergekit.checkpoint.tensors import Extent, TensorSpec
 from mergekit.errors import OutputError
 
 _FLUSH_SECONDS = 0.2
@@ -113,11 +113,7 @@ class ShardWriter:
         self._descriptors: dict[Path, int] = {}
         self._flusher: Thread | None = None
         self._stop = Event()
-        self._places = {
-            spec.name: (folder / shard.file, shard.starts[spec.name], spec.nbytes)
-            for shard in shards
-            for spec in shard.specs
-        }
+        self.places = places_in(folder, shards)
         _allow_files(folder, len(shards))
         try:
             for shard in shards:
@@ -152,11 +148,16 @@ class ShardWriter:
             ValueError: the part does not lie inside the tensor.
             KeyError: no shard has this tensor.
         """
-        file, start, nbytes = self._places[name]
-        if not 0 <= offset <= offset + data.nbytes <= nbytes:
-            raise ValueError(f"bytes {offset} to {offset + data.nbytes} are outside of {name!r} with {nbytes} bytes")
-        with reported(file, data.nbytes):
-            _write_at(self._descriptors[file], start + offset, data)
+        place = self.places[name]
+        _write_into(self._descriptors[place.file], place, name, offset, data)
+
+    def sync(self) -> None:
+        """Wait until all bytes are on the disk.
+
+        Raises:
+            OutputError: the disk did not take them.
+        """
+        _sync(self._descriptors)
 
     def finish(self) -> None:
         """Wait until all bytes are on the disk, and close the files.
@@ -166,9 +167,7 @@ class ShardWriter:
         """
         self._stop_flushing()
         try:
-            for file, descriptor in self._descriptors.items():
-                with reported(file, os.fstat(descriptor).st_size):
-                    os.fsync(descriptor)
+            self.sync()
         finally:
             self.close()
 
@@ -190,6 +189,87 @@ class ShardWriter:
             os.ftruncate(descriptor, shard.nbytes)
             _reserve(descriptor, shard.nbytes)
             _write_at(descriptor, 0, shard.head)
+
+
+@final
+class RangeWriter:
+    """Writes tensors into files that are there already, each at its place, and leaves all other bytes alone.
+
+    Many processes, on many machines, may write the same files. So they are opened to be written to and not to be read:
+    a network file system that knows a page may write back all of it, with what somebody else has written meanwhile.
+
+    Parameters:
+        places: where each tensor goes.
+    """
+
+    def __init__(self, places: Mapping[str, Extent]) -> None:
+        self.places = places
+        self._descriptors: dict[Path, int] = {}
+        self._lock = Lock()
+
+    def __enter__(self) -> RangeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def write(self, name: str, offset: int, data: Buffer) -> None:
+        """Write a part of a tensor; several threads may write at a time.
+
+        Parameters:
+            name: the tensor.
+            offset: where the part begins, in bytes from the beginning of the tensor.
+            data: C-contiguous little-endian bytes.
+
+        Raises:
+            OutputError: the file is not there, or the file system refuses.
+            ValueError: the part does not lie inside the tensor.
+            KeyError: the tensor has no place.
+        """
+        place = self.places[name]
+        with self._lock, reported(place.file, data.nbytes):
+            if place.file not in self._descriptors:
+                self._descriptors[place.file] = os.open(place.file, os.O_WRONLY)
+        _write_into(self._descriptors[place.file], place, name, offset, data)
+
+    def sync(self) -> None:
+        """Wait until all bytes are where a machine that fails cannot lose them.
+
+        Raises:
+            OutputError: the disk did not take them.
+        """
+        _sync(self._descriptors)
+
+
+def places_in(folder: Path, shards: Sequence[Shard]) -> dict[str, Extent]:
+    """Where the tensors of an output go.
+
+    Parameters:
+        folder: the folder of the shards.
+        shards: all files.
+    """
+    return {
+        spec.name: Extent(folder / shard.file, shard.starts[spec.name], shard.starts[spec.name] + spec.nbytes)
+        for shard in shards
+        for spec in shard.specs
+    }
+
+
+def _write_into(descriptor: int, place: Extent, name: str, offset: int, data: Buffer) -> None:
+    if not 0 <= offset <= offset + data.nbytes <= place.nbytes:
+        stop = offset + data.nbytes
+        raise ValueError(f"bytes {offset} to {stop} are outside of {name!r} with {place.nbytes} bytes")
+    with reported(place.file, data.nbytes):
+        _write_at(descriptor, place.start + offset, data)
+
+
+def _sync(descriptors: Mapping[Path, int]) -> None:
+    for file, descriptor in descriptors.items():
+        with reported(file, os.fstat(descriptor).st_size):
+            os.fsync(descriptor)
 
 
 def _allow_files(folder: Path, count: int) -> None:

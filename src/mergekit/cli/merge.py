@@ -114,6 +114,22 @@ on_device = accepted(
     option(PERFORMANCE, "--cuda/--no-cuda", help="The same as --device cuda."),
     option(PERFORMANCE, "--gpu-rich", is_flag=True, help="The same as --cuda."),
 )
+on_cluster = accepted(
+    option(
+        PERFORMANCE,
+        "--ray",
+        metavar="[ADDRESS]",
+        bare=("auto", r"auto|local|[^/\s]+:\d+"),
+        help="Merge on the machines of a Ray cluster: the one that runs here, or at HOST:PORT; local for a new one of "
+        "this machine alone. -j and --max-memory are those of each of its processes.",
+    ),
+    option(
+        PERFORMANCE,
+        "--ray-collect",
+        is_flag=True,
+        help="As --ray, for machines without shared storage: what they have merged is sent to this one.",
+    ),
+)
 with_card = option(
     WRITTEN,
     "--write-model-card/--no-write-model-card",
@@ -174,6 +190,7 @@ of_merges = accepted(
     streaming,
     seeded,
     on_device,
+    on_cluster,
     on_threads,
     within_memory,
     in_shards,

@@ -19,6 +19,7 @@ from mergekit.cli.merge import (
     heed_stop,
     in_json,
     in_shards,
+    on_cluster,
     on_threads,
     overwriting,
     quietly,
@@ -91,6 +92,7 @@ ROUTERS = "Routers"
 @cached_in
 @streaming
 @seeded
+@on_cluster
 @on_threads
 @within_memory
 @in_shards

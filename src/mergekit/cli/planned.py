@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,34 @@ from mergekit.cli.output import Output
 
 if TYPE_CHECKING:
     from mergekit.plan import Plan
-    from mergekit.preview import Estimate, Job
+    from mergekit.preview import Estimate, Job, Spread
 
 
-def look_ahead(job: Job, output: Output) -> None:
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """What is asked about machines.
+
+    Parameters:
+        nodes: of a cluster; None for this one alone.
+        disk_rate: bytes per second that the storage gives each of them; None to measure this one's.
+        network_rate: bytes per second of each one's link; None for 10 Gbit/s.
+    """
+
+    nodes: int | None = None
+    disk_rate: int | None = None
+    network_rate: int | None = None
+
+
+HERE = Machines()
+
+
+def look_ahead(job: Job, output: Output, machines: Machines = HERE) -> None:
     """Say what a merge of models would do, even if there is too little room for it.
 
     Parameters:
         job: the merge.
         output: where it is said.
+        machines: where the merge would be carried out.
 
     Raises:
         MergekitError: something else stands in the way.
@@ -36,10 +55,12 @@ def look_ahead(job: Job, output: Output) -> None:
         f"{in_units(space.needed)} are needed in {space.folder}, and {in_units(space.free)} are free"
         for space in scarce
     )
-    show_plan(plan, job.out, output, job.device)
+    show_plan(plan, job.out, output, job.device, machines)
 
 
-def show_plan(plan: Plan, out: Path | None, output: Output, device: str | None = None) -> None:
+def show_plan(
+    plan: Plan, out: Path | None, output: Output, device: str | None = None, machines: Machines = HERE
+) -> None:
     """Say what a merge would do, and about how long it would take.
 
     Parameters:
@@ -47,14 +68,18 @@ def show_plan(plan: Plan, out: Path | None, output: Output, device: str | None =
         out: what it would make, or None if that is not known yet.
         output: where it is said.
         device: as :func:`mergekit.engine.open_device` takes it.
+        machines: where it would be carried out.
     """
-    from mergekit.preview import estimate
+    from mergekit.preview import estimate, spread
+    from mergekit.preview.nodes import NETWORK_RATE
 
     output.warn(plan.findings.warnings)
     output.note(plan.findings.notices)
-    cost = estimate(plan, out, device)
+    cost = estimate(plan, out, device, machines.disk_rate)
+    many = spread(plan, cost, machines.nodes, machines.network_rate or NETWORK_RATE) if machines.nodes else None
     where = [("output", f"{click.format_filename(out)} (not written)")] if out is not None else []
-    output.finish([*_rows(plan, cost), *where], _record(plan, out, cost))
+    rows = [*_rows(plan, cost), *(_rows_of_nodes(many, cost) if many else ())]
+    output.finish([*rows, *where], _record(plan, out, cost, many))
 
 
 def _rows(plan: Plan, cost: Estimate) -> Iterator[tuple[str, str]]:
@@ -73,6 +98,20 @@ def _rows(plan: Plan, cost: Estimate) -> Iterator[tuple[str, str]]:
     yield "memory", f"at most {in_units(plan.memory.peak)}"
     yield "threads", f"{plan.memory.workers}"
     yield "time", _time(cost)
+
+
+def _rows_of_nodes(many: Spread, cost: Estimate) -> Iterator[tuple[str, str]]:
+    from mergekit.report.record import in_units
+
+    shared, collected = many.shared, many.collected
+    yield "nodes", f"{many.nodes} like this machine, in {many.batches:,} batches"
+    yield "", f"each reads up to {in_units(many.read)} and writes up to {in_units(many.written)}"
+    if shared.seconds and collected.seconds and cost.read_rate and cost.write_rate:
+        rates = f"{in_units(int(cost.read_rate))}/s, writes {in_units(int(cost.write_rate))}/s"
+        yield "", f"a node reads {rates}, its link carries {in_units(int(many.network_rate))}/s"
+        for name, way in (("shared", shared), ("collected", collected)):
+            span = " to ".join(dict.fromkeys(map(duration, way.seconds or ())))
+            yield name, f"about {span}; {in_units(way.link)} through the busiest link"
 
 
 def _passes(least: int, most: int) -> str:
@@ -102,7 +141,7 @@ def duration(seconds: float) -> str:
     return f"{-(-seconds // 60):.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _record(plan: Plan, out: Path | None, cost: Estimate) -> dict[str, object]:
+def _record(plan: Plan, out: Path | None, cost: Estimate, many: Spread | None) -> dict[str, object]:
     return {
         "out": str(out) if out is not None else None,
         "plan": {
@@ -126,6 +165,7 @@ def _record(plan: Plan, out: Path | None, cost: Estimate) -> dict[str, object]:
             "memory": plan.memory.peak,
             "threads": plan.memory.workers,
             "estimate": asdict(cost),
+            **({"nodes": asdict(many)} if many else {}),
             "warnings": [str(problem) for problem in plan.findings.warnings],
             "notices": plan.findings.notices,
         },

@@ -16,6 +16,7 @@ from mergekit.cli.merge import (
     heed_stop,
     in_json,
     in_shards,
+    on_cluster,
     on_device,
     on_threads,
     overwriting,
@@ -75,6 +76,7 @@ _of_models = accepted(
 @with_code
 @seeded
 @on_device
+@on_cluster
 @on_threads
 @within_memory
 @in_shards

@@ -14,12 +14,12 @@ import numpy as np
 
 from mergekit.checkpoint import Extent, Files
 from mergekit.checkpoint.output import journal_beside, sweep
-from mergekit.checkpoint.writing import reported
+from mergekit.checkpoint.writing import places_in, reported
 from mergekit.engine.compute import Compute
 from mergekit.engine.identity import changes, identity, other_wish, stamps
 from mergekit.engine.journal import Entry, Journal, Recorded, read_journal
 from mergekit.engine.local import Outcome
-from mergekit.errors import CheckpointError, MergekitError, OutputError
+from mergekit.errors import CheckpointError, DeviceError, MergekitError, OutputError
 from mergekit.plan import Plan
 
 _CONTINUES = "the same command continues where this one ended"
@@ -77,7 +77,7 @@ class Beginning:
             raise
 
     def _lasts(self, error: BaseException) -> bool:
-        if isinstance(error, MergekitError) and not isinstance(error, OutputError | CheckpointError):
+        if isinstance(error, MergekitError) and not isinstance(error, OutputError | CheckpointError | DeviceError):
             return False
         with suppress(OSError):  # what cannot be reached may come back
             for file, stamp in stamps(self.plan).items():
@@ -106,11 +106,7 @@ class Beginning:
         """
         for shard in self.plan.shards:
             _forget(self.folder / shard.file)
-        places = {
-            spec.name: Extent(self.folder / shard.file, shard.starts[spec.name], shard.starts[spec.name] + spec.nbytes)
-            for shard in self.plan.shards
-            for spec in shard.specs
-        }
+        places = places_in(self.folder, self.plan.shards)
 
         def intact(outcome: Outcome) -> bool:
             task = self.plan.tasks[outcome.task]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,8 @@ class Estimate:
     Parameters:
         reads: one for each model that is read.
         passes: times that tensors are gone over, from the least to the most, at least.
-        read_rate, write_rate: measured bytes per second of the file systems in question; None if not measured.
+        read_rate, write_rate: bytes per second of the file systems in question; None if not measured.
+        merging: seconds that computing takes, if reading and writing took none; None if that cannot be measured.
         seconds: from the least to the most, a rough guess; None if something cannot be measured.
         unknown: why there is no guess, or what is not in it; empty if there is nothing to say.
     """
@@ -49,6 +50,7 @@ class Estimate:
     passes: tuple[int, int]
     read_rate: float | None
     write_rate: float | None
+    merging: float | None
     seconds: tuple[float, float] | None
     unknown: str = ""
 
@@ -77,30 +79,41 @@ def reads_of(plan: Plan) -> tuple[Reads, ...]:
     )
 
 
-def estimate(plan: Plan, out: Path | None = None, device: str | None = None) -> Estimate:
+def guess(parts: Sequence[float]) -> tuple[float, float]:
+    """Seconds from the least to the most of a process that does several things at a time.
+
+    Parameters:
+        parts: seconds that each of them takes alone.
+    """
+    return _BEGIN + _LOW * max(parts), _BEGIN + _HIGH * sum(parts)
+
+
+def estimate(
+    plan: Plan, out: Path | None = None, device: str | None = None, disk_rate: float | None = None
+) -> Estimate:
     """Add up what a merge will do, and measure for about a second how fast this machine does it.
 
     Parameters:
         plan: the merge.
         out: where it would be written; the current folder if None.
         device: as :func:`mergekit.engine.open_device` takes it.
+        disk_rate: bytes per second of reading and of writing; None to measure both.
     """
     times = {passes(task) for task in plan.tasks} or {1}
     span = min(times), max(times)
-    read = reading_rate(_local_files(plan))
-    write = writing_rate(nearest_folder(out or Path()))
+    read = disk_rate or reading_rate(_local_files(plan))
+    write = disk_rate or writing_rate(nearest_folder(out or Path()))
     reads = reads_of(plan)
     try:
         merging = merging_seconds(plan, open_device(device))
     except MergekitError as error:
-        return Estimate(reads, span, read, write, None, f"the method cannot be measured: {error.problem.what}")
+        return Estimate(reads, span, read, write, None, None, f"the method cannot be measured: {error.problem.what}")
     if write is None:
-        return Estimate(reads, span, read, write, None, "nothing can be written to try how fast that is")
+        return Estimate(reads, span, read, write, merging, None, "nothing can be written to try how fast that is")
     local = sum(own.nbytes for own in reads if not own.streamed)
     parts = [merging, local / read if read else 0.0, plan.write_bytes / write]
-    seconds = _BEGIN + _LOW * max(parts), _BEGIN + _HIGH * sum(parts)
     remote = "without what is read from the hub" if any(own.streamed for own in reads) else ""
-    return Estimate(reads, span, read, write, seconds, remote)
+    return Estimate(reads, span, read, write, merging, guess(parts), remote)
 
 
 def _local_files(plan: Plan) -> Iterable[Path]:

@@ -34,6 +34,10 @@ class Location:
     _found: str | None = None
     _lock: Lock = field(default_factory=Lock)
 
+    def __reduce__(self) -> tuple[type[Location], tuple[str]]:
+        """Another process asks the hub itself."""
+        return Location, (self.url,)
+
     def size(self) -> int:
         """Ask the hub for the size of the file in bytes, and keep where it is served from."""
         found = library().get_hf_file_metadata(self.url, timeout=_TIMEOUT)
