@@ -21,7 +21,7 @@ from mergekit.plan import Plan, PlanOptions, plan_merge
 from mergekit.report import merge_report, model_card
 
 if TYPE_CHECKING:
-    from mergekit.engine import Beginning
+    from mergekit.engine import Beginning, Compute
 
 
 class Progress(Protocol):
@@ -50,7 +50,9 @@ class JobOptions:
 
     Parameters:
         plan: options of planning.
-        device: None for compiled kernels on the CPU, else a torch device or "auto".
+        device: where the mathematics runs, as :func:`mergekit.engine.open_device` takes it; None for compiled kernels
+            on the CPU.
+        keeping: whether a device keeps what it can of a tensor between the sweeps over it.
         overwrite: replace an existing output folder, and what another interrupted merge has left for this output.
         restart: begin anew, whatever an interrupted merge has left.
         model_card: write README.md.
@@ -58,6 +60,7 @@ class JobOptions:
 
     plan: PlanOptions = field(default_factory=PlanOptions)
     device: str | None = None
+    keeping: bool = False
     overwrite: bool = False
     restart: bool = False
     model_card: bool = True
@@ -112,11 +115,11 @@ def carry_out(
     """
     began = time.perf_counter()
     refuse_occupied(out, options.overwrite)
-    progress = progress or Silent()
+    progress, compute = progress or Silent(), _opened(options)
     plan = planned()
     _refuse_input(out, plan)
     with output_folder(out, options.overwrite) as folder:
-        beginning = _begin(plan, folder, options)
+        beginning = _begin(plan, folder, compute, options)
         with beginning.guarded():
             report = _write_weights(beginning, progress, began)
             _write_rest(plan, folder, out, options, report)
@@ -142,11 +145,11 @@ def carry_out_into_file(
     """
     began = time.perf_counter()
     refuse_taken(out, options.overwrite)
-    progress = progress or Silent()
+    progress, compute = progress or Silent(), _opened(options)
     plan = planned()
     _refuse_input(out, plan)
     with output_file(out, options.overwrite, SAFETENSORS.single) as folder:
-        beginning = _begin(plan, folder, options)
+        beginning = _begin(plan, folder, compute, options)
         with beginning.guarded():
             return _write_weights(beginning, progress, began)
 
@@ -160,10 +163,17 @@ def inputs_of(plan: Plan) -> Iterator[RemoteFiles]:
         yield files
 
 
-def _begin(plan: Plan, folder: Path, options: JobOptions) -> Beginning:
-    from mergekit.engine import begin, open_device
+def _opened(options: JobOptions) -> Compute:
+    """Where the mathematics runs: asked before anything is planned, or even downloaded."""
+    from mergekit.engine import open_device
 
-    return begin(plan, folder, open_device(options.device), options.restart, options.overwrite)
+    return open_device(options.device, options.keeping)
+
+
+def _begin(plan: Plan, folder: Path, compute: Compute, options: JobOptions) -> Beginning:
+    from mergekit.engine import begin
+
+    return begin(plan, folder, compute, options.restart, options.overwrite)
 
 
 def _write_weights(beginning: Beginning, progress: Progress, began: float) -> Mapping[str, object]:
@@ -171,7 +181,7 @@ def _write_weights(beginning: Beginning, progress: Progress, began: float) -> Ma
 
     plan = beginning.plan
     # The report is that of an undisturbed merge: what is to be said about this one is not in the plan.
-    notices = [*plan.findings.notices, *beginning.notices]
+    notices = [*plan.findings.notices, *beginning.compute.notices, *beginning.notices]
     progress.planned(replace(plan, findings=replace(plan.findings, notices=notices)))
     planned = time.perf_counter()
     outcomes = beginning.finished(progress.advance)
@@ -181,7 +191,7 @@ def _write_weights(beginning: Beginning, progress: Progress, began: float) -> Ma
             beginning.note(outcome)
             outcomes.append(outcome)
     seconds = {"planning": planned - began, "merging": time.perf_counter() - planned}
-    return merge_report(plan, outcomes, seconds)
+    return merge_report(plan, outcomes, seconds, beginning.compute.record())
 
 
 def _write_rest(plan: Plan, partial: Path, out: Path, options: JobOptions, report: Mapping[str, object]) -> None:

@@ -50,7 +50,7 @@ def _check(config_file: str, out: Path | None, flags: dict[str, Any], output: Ou
     found = check_merge(replace(job, planning=replace(job.planning, preview=True)), room=room)
     findings = found.attempt.problems.findings
     output.warn(() if found.attempt.problems.strict else findings.warnings)
-    output.note(findings.notices)
+    output.note([*findings.notices, *found.notices])
     if found.errors:
         error = SeveralProblemsError(found.errors) if len(found.errors) > 1 else found.errors[0]
         output.fail(failure_of(error), {"check": record(found)})

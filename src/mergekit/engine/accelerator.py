@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from mergekit.engine.compute import Bench, Compute, Fused, Raw
+from mergekit.engine.compute import Workbench, Compute, Fused, Raw
 from mergekit.engine.hardware import free_memory, kind_of, library_of, model_of
 from mergekit.engine.lanes import Lanes, Mark, lanes_of
 from mergekit.methods import Block, Method
@@ -72,10 +72,10 @@ class Torch(Compute):
             return 0
         return free_memory(device) // _SHARE if self.budget is None else self.budget * self.devices.count(device)
 
-    def bench(self) -> Bench:
+    def bench(self) -> Workbench:
         """On the first device."""
         device = self.devices[0]
-        return _TorchBench(device, self.lanes(device), self._room(device), self.wide)
+        return _TorchWorkbench(device, self.lanes(device), self._room(device), self.wide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class _Loaded:
 
 @final
 @dataclass(slots=True)
-class _TorchBench(Bench):
+class _TorchWorkbench(Workbench):
     """One worker's lanes on a device, and what it keeps there."""
 
     device: str
@@ -173,7 +173,7 @@ class _TorchBench(Bench):
     def settle(self) -> None:
         self.lanes.drain()
 
-    def for_sweeps(self) -> Bench:
+    def for_sweeps(self) -> Workbench:
         return self if self.wide else Fused().bench()
 
     def is_full(self, error: Exception) -> bool:

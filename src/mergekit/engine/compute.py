@@ -19,7 +19,7 @@ Loaded = Any
 """Operands of a stripe where they are computed with, as the bench that loaded them knows them."""
 
 
-class Bench(ABC):
+class Workbench(ABC):
     """What one worker computes with; one thread uses it at a time.
 
     Nothing that is begun has to be done when a call returns. What is given to a call must stay as it is until the
@@ -60,6 +60,7 @@ class Bench(ABC):
     def kept(self, start: int, stop: int) -> Loaded | None:
         """What is kept of these entries."""
         del start, stop
+        return None
 
     def fetch(self, loaded: Loaded, into: Raw) -> Callable[[], None]:
         """Begin to bring the first row of what is kept back to the host; what is returned waits until it is there."""
@@ -77,7 +78,7 @@ class Bench(ABC):
         """Wait for all that is under way."""
         return
 
-    def for_sweeps(self) -> Bench:
+    def for_sweeps(self) -> Workbench:
         """What sweeps are computed with."""
         return self
 
@@ -115,7 +116,7 @@ class Compute(ABC):
         return [self] * workers
 
     @abstractmethod
-    def bench(self) -> Bench:
+    def bench(self) -> Workbench:
         """For one worker."""
 
     def record(self) -> dict[str, object]:
@@ -124,7 +125,7 @@ class Compute(ABC):
 
 
 @final
-class _FusedBench(Bench):
+class _FusedWorkbench(Workbench):
     """The rows stay where they are, and one stripe is finished before the next is read: it is in the cache."""
 
     def load(self, rows: Raw) -> Raw:
@@ -168,9 +169,9 @@ class Fused(Compute):
         """Why there is no device."""
         return self.why
 
-    def bench(self) -> Bench:
+    def bench(self) -> Workbench:
         """For one worker."""
-        return _FusedBench()
+        return _FusedWorkbench()
 
 
 def _done() -> None:

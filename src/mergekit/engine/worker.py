@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mergekit.checkpoint import DType, Extent
 from mergekit.checkpoint.reading import Buffer
-from mergekit.engine.compute import Bench, Compute, Loaded
+from mergekit.engine.compute import Workbench, Compute, Loaded
 from mergekit.errors import BudgetError, IncompatibleModelsError
 from mergekit.kernels import RAW
 from mergekit.methods import Block, Search
@@ -100,7 +100,7 @@ class Worker:
     advance: Callable[[int], None]
     _buffers: dict[str, Raw] = field(default_factory=dict)
     _kept: dict[View, Any] = field(default_factory=dict)
-    _bench: Bench = field(init=False)
+    _bench: Workbench = field(init=False)
     _most: int = field(init=False)  # entries of a stripe: fewer than planned once a device was full
 
     def __post_init__(self) -> None:
@@ -203,7 +203,7 @@ class Worker:
             ) from error
         self._most = max(grain, step // 2)
 
-    def _loaded(self, task: TensorTask, stripe: Span, slot: int, bench: Bench) -> Loaded:
+    def _loaded(self, task: TensorTask, stripe: Span, slot: int, bench: Workbench) -> Loaded:
         """The operands of a stripe for a sweep, where they are kept if there is room."""
         found = bench.kept(stripe.start, stripe.stop)
         if found is None:
@@ -337,7 +337,7 @@ def _joined(measures: list[Measure]) -> Measure:
     return Measure(sums, sum(part.broken for part in measures), sum(part.checksum for part in measures))
 
 
-def _numbered(stripes: Iterable[Span], bench: Bench) -> Iterator[tuple[int, Span]]:
+def _numbered(stripes: Iterable[Span], bench: Workbench) -> Iterator[tuple[int, Span]]:
     """Stripes with the number of their host buffers: as many in turn as are under way at a time."""
     return ((place % bench.depth, stripe) for place, stripe in enumerate(stripes))
 

@@ -24,6 +24,7 @@ class Job:
         planning: options of planning.
         device: as :func:`mergekit.engine.open_device` takes it.
         overwrite: replace an existing output folder.
+        keeping: whether the device keeps what it can of a tensor.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Job:
     planning: PlanOptions = field(default_factory=PlanOptions)
     device: str | None = None
     overwrite: bool = False
+    keeping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,12 @@ class Check:
     Parameters:
         attempt: the plan, or why there is none; all problems are in it, those of the output and the device as well.
         spaces: room on the file systems that the merge writes to.
+        notices: what a user should know about the device.
     """
 
     attempt: Attempt
     spaces: tuple[Space, ...]
+    notices: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[MergekitError, ...]:
@@ -77,14 +81,15 @@ def check_merge(job: Job, *, room: bool = True) -> Check:
             refuse_input(attempt.models, job.out)
         with problems.collected():
             refuse_unwritable(job.out)
+    notices: tuple[str, ...] = ()
     with problems.collected():
-        open_device(job.device)
+        notices = open_device(job.device, job.keeping).notices
     cache = job.planning.hub.folder if _downloads(job, attempt.models) else None
     found = spaces(attempt, job.out, cache)
     for space in found if room else ():
         with problems.collected():
             space.require()
-    return Check(attempt, found)
+    return Check(attempt, found, notices)
 
 
 def _downloads(job: Job, models: Sequence[Model]) -> bool:
