@@ -29,7 +29,7 @@ class Reproduction:
         folder: what was compared with the new merge.
         tensors: how many tensors were compared.
         files: names of the files that were compared.
-        changes: what is known to have changed of the models since.
+        changes: what is known to have changed since: of the models, or in what computes.
         problems: what differs, or why there is nothing to compare with.
     """
 

@@ -318,6 +318,7 @@ CHANGED = {
     "overwrite": True,
     "restart": True,
     "random_seed": 1,
+    "read_to_gpu": True,
     "stream": True,
     "strict": True,
     "unsafe_truncate_embeddings": True,
@@ -348,7 +349,7 @@ def test_every_flag_is_an_option():
         ({"multi_gpu": True}, "auto:*"),
         ({"multi_gpu": True, "device": "xpu:1"}, "xpu:*"),
         ({"multi_gpu": True, "device": "cuda:0,cuda:2"}, "cuda:0,cuda:2"),
-        ({"device": "kernels"}, None),
+        ({"multi_gpu": True, "device": "kernels"}, "kernels"),
     ],
 )
 def test_devices_can_be_several(options, device):

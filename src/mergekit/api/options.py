@@ -140,15 +140,15 @@ def planning(options: MergeOptions, bars: bool = False) -> PlanOptions:
 def device(options: MergeOptions) -> str | None:
     """Where to compute, as :func:`mergekit.engine.open_device` takes it; None for compiled kernels on the CPU."""
     named = options.device or ("cuda" if options.cuda or options.gpu_rich else None)
-    if named == "kernels" or not (options.multi_gpu or options.gpu_rich):
-        return None if named == "kernels" else named
     kind = (named or "auto").partition(":")[0]
-    return named if named is not None and ("," in named or kind in ("cpu", "mps")) else f"{kind}:*"
+    if not (options.multi_gpu or options.gpu_rich) or "," in (named or "") or kind in ("kernels", "cpu", "mps"):
+        return named
+    return f"{kind}:*"
 
 
 def first_device(named: str | None) -> str | None:
     """Where a network runs, which takes one device: the first of several, as torch names it."""
-    return named and named.partition(",")[0].removesuffix(":*")
+    return None if named in (None, "kernels") else named.partition(",")[0].removesuffix(":*")
 
 
 def carrying_out(options: MergeOptions, bars: bool = False) -> merging.JobOptions:

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from mergekit.engine.compute import Workbench, Compute, Fused, Raw
+from mergekit.engine.compute import Compute, Fused, Raw, Workbench
 from mergekit.engine.hardware import free_memory, kind_of, library_of, model_of
 from mergekit.engine.lanes import Lanes, Mark, lanes_of
 from mergekit.methods import Block, Method

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mergekit.checkpoint import DType, Extent
 from mergekit.checkpoint.reading import Buffer
-from mergekit.engine.compute import Workbench, Compute, Loaded
+from mergekit.engine.compute import Compute, Loaded, Workbench
 from mergekit.errors import BudgetError, IncompatibleModelsError
 from mergekit.kernels import RAW
 from mergekit.methods import Block, Search
