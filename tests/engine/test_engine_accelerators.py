@@ -94,16 +94,16 @@ def test_a_device_that_runs_out_of_memory(device):
     name = device.devices[0]
     if kind_of(name) != "cuda":
         pytest.skip("only CUDA can be given a limit")
-    tensor = tensor_of("ties", 1, "BF16", shape=LARGE)
-    expected = tensor.merged(device, GRAIN).tobytes()
+    tensor = tensor_of("ties", 1, "BF16", shape=(4096 * GRAIN,))
+    expected = tensor.merged(device, 64 * GRAIN).tobytes()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(torch.device(name)).total_memory
     released = []
     release = accelerator._TorchWorkbench.release
     accelerator._TorchWorkbench.release = lambda self: (released.append(self), release(self))
     try:
-        torch.cuda.set_per_process_memory_fraction((16 << 20) / total)
-        assert tensor.merged(device, LARGE[0], 1).tobytes() == expected
+        torch.cuda.set_per_process_memory_fraction((256 << 20) / total)
+        assert tensor.merged(device, 4096 * GRAIN, 1).tobytes() == expected
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         accelerator._TorchWorkbench.release = release

@@ -1,7 +1,9 @@
 """Devices: the kernels' numbers within a stated bound, on one or several, in whatever stripes they have room for."""
 
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from method_samples import sample
 
 from mergekit.engine import accelerator, devices, open_device
 from mergekit.engine.accelerator import Torch
-from mergekit.engine.lanes import Lanes, NoLanes
+from mergekit.engine.hardware import free_memory
+from mergekit.engine.lanes import Lanes, NoLanes, Streams, lanes_of
 from mergekit.errors import BudgetError, DeviceError
 from mergekit.kernels import GRAIN
 from mergekit.methods import METHODS
@@ -272,6 +275,102 @@ def test_an_error_leaves_nothing_under_way(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         tensor_of("linear", 1, "BF16").merged(Torch(("cpu",), lanes=lambda _: Noted(notes)))
     assert notes[-1] == ("drain",)
+
+
+class FakeModule:
+    """What torch.cuda and torch.xpu have in common, as far as it is used; it notes what is called."""
+
+    def __init__(self):
+        self.notes = notes = []
+
+        class Stream:
+            def __init__(self, device):
+                self.name = f"{device} {sum(note[0] == 'made' for note in notes)}"
+                notes.append(("made", self.name))
+
+            def wait_event(self, event):
+                notes.append(("wait_event", self.name, event.stream))
+
+            def synchronize(self):
+                notes.append(("synchronize", self.name))
+
+        class Event:
+            def record(self, stream):
+                self.stream = stream.name
+
+            def synchronize(self):
+                notes.append(("wait", self.stream))
+
+        self.Stream, self.Event, self.stream = Stream, Event, self.current
+
+    @contextmanager
+    def current(self, stream):
+        self.notes.append(("in", stream.name))
+        yield
+        self.notes.append(("out", stream.name))
+
+
+class FakeTensor:
+    def __init__(self):
+        self.held = []
+
+    def record_stream(self, stream):
+        self.held.append(stream.name)
+
+
+def test_lanes_are_three_streams_of_the_device():
+    module, tensor = FakeModule(), FakeTensor()
+    lanes = Streams(module, "cuda:1")
+    assert module.notes == [("made", f"cuda:1 {index}") for index in range(3)]
+    module.notes.clear()
+    with lanes.at("work"), lanes.at("up"):
+        mark = lanes.mark("up")
+    lanes.follow("work", mark, tensor)
+    lanes.wait(mark)
+    lanes.drain()
+    assert tensor.held == ["cuda:1 1"]
+    assert module.notes == [
+        ("in", "cuda:1 1"),
+        ("in", "cuda:1 0"),
+        ("out", "cuda:1 0"),
+        ("out", "cuda:1 1"),
+        ("wait_event", "cuda:1 1", "cuda:1 0"),
+        ("wait", "cuda:1 0"),
+        *(("synchronize", f"cuda:1 {index}") for index in range(3)),
+    ]
+
+
+def test_devices_with_streams_have_lanes(monkeypatch):
+    monkeypatch.setattr(torch, "xpu", FakeModule())
+    assert isinstance(lanes_of("xpu:0"), Streams)
+    assert isinstance(lanes_of("mps"), NoLanes)
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 3), ("cuda:1", 1)])
+def test_free_memory_is_asked_of_the_device_by_its_index(device, index, monkeypatch):
+    asked = SimpleNamespace(mem_get_info=lambda index: (index * 10, 100), current_device=lambda: 3)
+    monkeypatch.setattr(torch, "cuda", asked)
+    assert free_memory(device) == index * 10
+    assert free_memory("cpu") == 0
+
+
+def test_torch_takes_one_thread_for_each_worker_and_gets_its_own_back(monkeypatch):
+    seen, merge, before = [], Linear.merge, torch.get_num_threads()
+
+    def watched(self, block, stats):
+        seen.append(torch.get_num_threads())
+        return merge(self, block, stats)
+
+    monkeypatch.setattr(Linear, "merge", watched)
+    torch.set_num_threads(2)
+    try:
+        tensor_of("linear", 1, "BF16").merged(TWO, GRAIN, 4)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # Devices without float64

@@ -74,8 +74,11 @@ class Torch(Compute):
 
     def bench(self) -> Workbench:
         """On the first device."""
+        import torch
+
         device = self.devices[0]
-        return _TorchWorkbench(device, self.lanes(device), self._room(device), self.wide)
+        threads = torch.get_num_threads() if kind_of(device) == "cpu" else None
+        return _TorchWorkbench(device, self.lanes(device), self._room(device), self.wide, threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class _TorchWorkbench(Workbench):
     lanes: Lanes
     budget: int
     wide: bool = True
+    threads: int | None = None  # that torch takes for one sum elsewhere in this process; None if the CPU does not sum
     depth: int = 2  # while one stripe is computed, another is read, and brought there
     _held: dict[tuple[int, int], _Loaded] = field(default_factory=dict)
 
@@ -109,12 +113,26 @@ class _TorchWorkbench(Workbench):
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        with self.lanes.at("work"):
+        with self.lanes.at("work"), self._alone():
             try:
                 yield
             except BaseException:
                 self.lanes.drain()
                 raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A worker is one thread: torch takes no others beside it, with which workers would wait for one another."""
+        import torch
+
+        if self.threads is None:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.threads)
 
     def load(self, rows: Raw) -> _Loaded:
         with self.lanes.at("up"):

@@ -50,9 +50,12 @@ def model_of(device: str) -> str:
 
 def free_memory(device: str) -> int:
     """Bytes that are free on a device; 0 if that cannot be known, or if it is the memory of the host."""
+    import torch
+
     library = library_of(device)
     if hasattr(library, "mem_get_info"):
-        return int(library.mem_get_info(device)[0])
+        index = torch.device(device).index
+        return int(library.mem_get_info(library.current_device() if index is None else index)[0])
     if hasattr(library, "recommended_max_memory"):
         return max(0, int(library.recommended_max_memory()) - int(library.driver_allocated_memory()))
     return 0
