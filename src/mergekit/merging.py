@@ -52,18 +52,18 @@ class JobOptions:
         plan: options of planning.
         device: where the mathematics runs, as :func:`mergekit.engine.open_device` takes it; None for compiled kernels
             on the CPU.
-        keeping: whether a device keeps what it can of a tensor between the sweeps over it.
         overwrite: replace an existing output folder, and what another interrupted merge has left for this output.
         restart: begin anew, whatever an interrupted merge has left.
         model_card: write README.md.
+        keeping: whether a device keeps what it can of a tensor between the sweeps over it.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
     device: str | None = None
-    keeping: bool = False
     overwrite: bool = False
     restart: bool = False
     model_card: bool = True
+    keeping: bool = False
 
 
 def merge_recipe(

@@ -86,18 +86,23 @@ def count_values(row: Array, base: Array, values: Host, grain: int, equal: Host,
     """Count magnitudes that equal a few values or exceed them; see :func:`mergekit.kernels.select.count_values`."""
     xp = _namespace(row)
     bits = _bits(row, base)
-    parts = grain_slices(bits.shape[0], grain)
     found = []
     for value in values.astype(np.int64).tolist():
-        same = bits == value
         found += [
-            xp.sum(xp.astype(bits > value, xp.int64)),
-            *(xp.sum(xp.astype(same[part], xp.int64)) for part in parts),
+            xp.sum(xp.astype(bits > value, xp.int32), axis=0, keepdims=True),
+            *_grain_counts(xp, bits == value, grain),
         ]
     if found:  # one copy to the host for all of them
-        counts = host(xp.stack(found)).reshape(len(values), 1 + len(parts))
+        counts = host(xp.concat(found)).reshape(len(values), -1)
         above += counts[:, 0]
         equal[:] = counts[:, 1:].T
+
+
+def _grain_counts(xp: Any, flags: Array, grain: int) -> list[Array]:
+    """How many flags of each grain are set: of the whole grains, and of what is left."""
+    whole = flags.shape[0] // grain * grain
+    parts = (xp.reshape(flags[:whole], (-1, grain)), xp.reshape(flags[whole:], (1, -1)))
+    return [xp.sum(xp.astype(part, xp.int32), axis=1) for part in parts if part.shape[0] and part.shape[1]]
 
 
 def magnitude_bits(row: Array, base: Array, bits: Host) -> None:
