@@ -26,7 +26,7 @@ LAYERS = {
     "merging": {*BELOW_PLAN, "plan", "engine", "report", "preview"},
     "raw": {*BELOW_PLAN, "plan", "merging"},
     "origin": {*BELOW_PLAN, "plan", "report", "raw"},
-    "reproducing": {*BELOW_PLAN, "plan", "report", "merging", "origin"},
+    "reproducing": {*BELOW_PLAN, "plan", "engine", "report", "merging", "origin"},
     "multi": {*BELOW_PLAN, "plan", "engine", "report", "merging"},
     "fronts": {*BELOW_PLAN, "plan", "merging"},
     "moe": {*BELOW_PLAN, "plan", "merging"},

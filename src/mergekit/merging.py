@@ -16,13 +16,13 @@ from mergekit.checkpoint.finding import SAFETENSORS
 from mergekit.checkpoint.hub import RemoteFiles
 from mergekit.checkpoint.output import output_file, output_folder, refuse_occupied, refuse_taken
 from mergekit.checkpoint.writing import reported
-from mergekit.errors import OutputError
+from mergekit.errors import DeviceError, OutputError
 from mergekit.plan import Plan, PlanOptions
 from mergekit.preview import Job, check_merge, refuse_input, room_for
 from mergekit.report import merge_report, model_card
 
 if TYPE_CHECKING:
-    from mergekit.engine import Beginning, Outcome
+    from mergekit.engine import Beginning, Compute, Outcome
 
 
 class Progress(Protocol):
@@ -51,7 +51,8 @@ class JobOptions:
 
     Parameters:
         plan: options of planning.
-        device: None for compiled kernels on the CPU, else a torch device or "auto".
+        device: where the mathematics runs, as :func:`mergekit.engine.open_device` takes it; None for compiled kernels
+            on the CPU.
         overwrite: replace an existing output folder, and what another interrupted merge has left for this output.
         restart: begin anew, whatever an interrupted merge has left.
         model_card: write README.md.
@@ -59,6 +60,7 @@ class JobOptions:
         ray: merge on the machines of the Ray cluster at this address, as :mod:`mergekit.engine.cluster` takes it; None
             for the threads of this process.
         collect: have those machines send what they have merged, instead of writing it to storage that they share.
+        keeping: whether a device keeps what it can of a tensor between the sweeps over it.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
@@ -69,6 +71,7 @@ class JobOptions:
     room: bool = True
     ray: str | None = None
     collect: bool = False
+    keeping: bool = False
 
 
 def merge_recipe(
@@ -98,14 +101,15 @@ def merge_recipe(
         MergekitError: everything that stands in the way is told at once; see the tree in :mod:`mergekit.errors`.
     """
     options = options or JobOptions()
-    job = Job(text, file, out, options.plan, options.device, options.overwrite)
+    job = Job(text, file, out, options.plan, options.device, options.overwrite, options.keeping)
 
     def planned() -> Plan:
         return check_merge(job, room=options.room).result()
 
     try:
         refuse_occupied(out, options.overwrite)
-    except OutputError:
+        _opened(options)
+    except (DeviceError, OutputError):
         planned()  # which fails too, and tells what else is wrong
         raise
     return carry_out(planned, out, options, progress)
@@ -130,10 +134,10 @@ def carry_out(
     """
     began = time.perf_counter()
     refuse_occupied(out, options.overwrite)
-    progress = progress or Silent()
+    progress, compute = progress or Silent(), _opened(options)
     plan = _checked(planned(), out, options)
     with output_folder(out, options.overwrite) as folder:
-        beginning = _begin(plan, folder, options)
+        beginning = _begin(plan, folder, compute, options)
         with beginning.guarded():
             report = _write_weights(beginning, options, progress, began)
             _write_rest(plan, folder, out, options, report)
@@ -159,10 +163,10 @@ def carry_out_into_file(
     """
     began = time.perf_counter()
     refuse_taken(out, options.overwrite)
-    progress = progress or Silent()
+    progress, compute = progress or Silent(), _opened(options)
     plan = _checked(planned(), out, options)
     with output_file(out, options.overwrite, SAFETENSORS.single) as folder:
-        beginning = _begin(plan, folder, options)
+        beginning = _begin(plan, folder, compute, options)
         with beginning.guarded():
             return _write_weights(beginning, options, progress, began)
 
@@ -184,16 +188,23 @@ def inputs_of(plan: Plan) -> Iterator[RemoteFiles]:
         yield files
 
 
-def _begin(plan: Plan, folder: Path, options: JobOptions) -> Beginning:
-    from mergekit.engine import begin, open_device
+def _opened(options: JobOptions) -> Compute:
+    """Where the mathematics runs: asked before anything is planned, or even downloaded."""
+    from mergekit.engine import open_device
 
-    return begin(plan, folder, open_device(options.device), options.restart, options.overwrite)
+    return open_device(options.device, options.keeping)
+
+
+def _begin(plan: Plan, folder: Path, compute: Compute, options: JobOptions) -> Beginning:
+    from mergekit.engine import begin
+
+    return begin(plan, folder, compute, options.restart, options.overwrite)
 
 
 def _write_weights(beginning: Beginning, options: JobOptions, progress: Progress, began: float) -> Mapping[str, object]:
     plan = beginning.plan
     # The report is that of an undisturbed merge: what is to be said about this one is not in the plan.
-    notices = [*plan.findings.notices, *beginning.notices]
+    notices = [*plan.findings.notices, *beginning.compute.notices, *beginning.notices]
     progress.planned(replace(plan, findings=replace(plan.findings, notices=notices)))
     planned = time.perf_counter()
     outcomes = beginning.finished(progress.advance)
@@ -203,7 +214,7 @@ def _write_weights(beginning: Beginning, options: JobOptions, progress: Progress
             beginning.note(outcome)
             outcomes.append(outcome)
     seconds = {"planning": planned - began, "merging": time.perf_counter() - planned}
-    return merge_report(plan, outcomes, seconds)
+    return merge_report(plan, outcomes, seconds, beginning.compute.record())
 
 
 def _outcomes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Origin:
         options: with which it was carried out.
         raw: how raw checkpoints were matched; None if models were merged.
         parents: the models and adapters.
+        device: what computed, as the report says; empty if it does not say.
         others: names of models of which the recipe takes only tokens, and which are no folders here.
     """
 
@@ -86,6 +87,7 @@ class Origin:
     raw: Matching | None
     parents: tuple[Parent, ...]
     others: tuple[str, ...]
+    device: Mapping[str, Any] = field(default_factory=dict)
 
     def changes(self) -> tuple[Problem, ...]:
         """What is known to have changed of the models since."""
@@ -129,6 +131,7 @@ def read_origin(folder: Path) -> Origin:
         recipe = _parsed(text, matching)
         parents = _parents(report, recipe)
         options = _options(report, recorded)
+        device = {key: str(report["device"][key]) for key in ("name", "version")} if "device" in report else {}
     except (LookupError, TypeError, ValueError, AttributeError, MergekitError) as error:
         what = f"{REPORT} does not tell how to merge again: {type(error).__name__} {error}"
         raise VerificationError(what, place=str(folder / REPORT)) from error
@@ -136,7 +139,7 @@ def read_origin(folder: Path) -> Origin:
     named = [ref.model for ref in recipe.tokenizer.references()] if recipe.tokenizer else []
     others = tuple(str(address) for address in named if str(address) not in known and not is_local(address))
     options = replace(options, hub=Hub(known=known))
-    return Origin(folder, text, options, matching, tuple(parents.values()), others)
+    return Origin(folder, text, options, matching, tuple(parents.values()), others, device)
 
 
 def _recipe(file: Path) -> str:

@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergekit.checkpoint.writing import reported
-from mergekit.errors import MergekitError, Problem
+from mergekit.errors import DeviceError, MergekitError, Problem
 from mergekit.merging import JobOptions, Progress, carry_out
 from mergekit.origin import REPORT, Origin, read_origin
 from mergekit.report.bytewise import Comparison, compare_bytes
+
+KERNELS = "kernels"
+"""What computes where no device is named."""
 
 _NOT_COMPARED = frozenset({REPORT, "README.md"})  # the first holds durations, the second the name of the folder
 
@@ -26,7 +29,7 @@ class Reproduction:
         folder: what was compared with the new merge.
         tensors: how many tensors were compared.
         files: names of the files that were compared.
-        changes: what is known to have changed of the models since.
+        changes: what is known to have changed since: of the models, or in what computes.
         problems: what differs, or why there is nothing to compare with.
     """
 
@@ -53,19 +56,21 @@ def reproduce(
         out: the folder of a merge, with its recipe and its report.
         against: the folder that is compared with the new merge; `out` itself if None.
         options: of its plan the limits of threads and memory, the cache of the hub and `allow_code` count, and the
-            device; what decides the bytes is in the report.
+            device, which is of the kind that computed then if None; what decides the bytes is in the report.
         progress: is told what happens.
 
     Raises:
         VerificationError: the folder does not say what it was merged from.
+        DeviceError: the device is not there.
         MergekitError: the merge cannot be carried out, though no model is known to have changed.
     """
     options = options or JobOptions()
     origin = read_origin(out)
-    changes, compared = origin.changes(), against or out
+    device, software = _device(origin, options)
+    changes, compared = (*origin.changes(), *software), against or out
     with _workplace(out) as place:
         try:
-            job = JobOptions(device=options.device, model_card=False)
+            job = JobOptions(device=device, keeping=options.keeping, model_card=False)
             again = _with_limits(origin, options)
             carry_out(lambda: again.planned(anywhere=True), place / out.resolve().name, job, progress)
         except MergekitError as error:
@@ -75,6 +80,27 @@ def reproduce(
             return Reproduction(compared, 0, (), changes, (problem,))
         found: Comparison = compare_bytes(place / out.resolve().name, compared, _NOT_COMPARED)
     return Reproduction(compared, found.tensors, found.files, changes, found.problems)
+
+
+def _device(origin: Origin, options: JobOptions) -> tuple[str | None, list[Problem]]:
+    """Where to compute: as then, or as asked for; and how that differs from then."""
+    from mergekit.engine import open_device
+
+    then = origin.device.get("name", KERNELS)
+    device = options.device or then.removeprefix("torch ")
+    try:
+        compute = open_device(device)
+    except DeviceError as error:
+        if options.device is not None:
+            raise
+        what = f"this model was computed by `{then}`: {error.problem.what}"
+        hint = f"`--device cpu` or `--device {KERNELS}`: other numbers may differ in their last bits"
+        raise DeviceError(what, place=str(origin.folder), expected="the same kind of device", hint=hint) from error
+    now = compute.record()
+    if not origin.device or (now["name"], now["version"]) == (then, origin.device["version"]):
+        return device, []
+    told = [f"`{name}` ({version})" for name, version in (origin.device.values(), (now["name"], now["version"]))]
+    return device, [Problem(f"{told[0]} computed then, and {told[1]} does now", str(origin.folder))]
 
 
 def _with_limits(origin: Origin, options: JobOptions) -> Origin:

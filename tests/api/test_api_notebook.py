@@ -225,6 +225,7 @@ QUIET = {
     "device": "cpu",
     "gpu_rich": True,
     "lazy_unpickle": True,
+    "multi_gpu": True,
     "lora_merge_cache": "/tmp",
     "low_cpu_memory": True,
     "num_threads": 2,
@@ -249,7 +250,7 @@ def test_options_of_the_peer_are_taken():
         assert MergeOptions(**QUIET).random_seed == 7
 
 
-@pytest.mark.parametrize(("option", "value"), [("multi_gpu", True), ("lora_merge_dtype", "float16")])
+@pytest.mark.parametrize(("option", "value"), [("lora_merge_dtype", "float16")])
 def test_options_that_are_missed_give_one_warning(option, value):
     with pytest.warns(UserWarning, match=f"`{option}` has no effect: ") as caught:
         MergeOptions(**{option: value})
@@ -320,6 +321,7 @@ CHANGED = {
     "random_seed": 1,
     "ray": "auto",
     "ray_collect": True,
+    "read_to_gpu": True,
     "stream": True,
     "strict": True,
     "unsafe_truncate_embeddings": True,
@@ -344,7 +346,25 @@ def test_every_flag_is_an_option():
     assert options - written == {"--verbosity"}
 
 
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [
+        ({"multi_gpu": True}, "auto:*"),
+        ({"multi_gpu": True, "device": "xpu:1"}, "xpu:*"),
+        ({"multi_gpu": True, "device": "cuda:0,cuda:2"}, "cuda:0,cuda:2"),
+        ({"multi_gpu": True, "device": "kernels"}, "kernels"),
+    ],
+)
+def test_devices_can_be_several(options, device):
+    assert carrying_out(MergeOptions(**options)).device == device
+
+
+def test_keeping_is_asked_for_in_two_ways():
+    kept = [carrying_out(MergeOptions(**{name: True})).keeping for name in ("read_to_gpu", "gpu_rich", "cuda")]
+    assert kept == [True, True, False]
+
+
 @pytest.mark.parametrize("options", [{"cuda": True}, {"gpu_rich": True}, {"device": "cuda"}])
 def test_devices_mean_what_the_flags_mean(options):
-    assert carrying_out(MergeOptions(**options)).device == "cuda"
+    assert carrying_out(MergeOptions(**options)).device == ("cuda:*" if "gpu_rich" in options else "cuda")
     assert carrying_out(MergeOptions(**options | {"device": "cpu"})).device == "cpu"

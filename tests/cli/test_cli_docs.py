@@ -47,7 +47,7 @@ def test_every_flag_is_explained():
 
 def test_flags_without_effect_are_listed_as_such():
     useless = [option for option in merge.params if isinstance(option, Option) and option.heading == NO_EFFECT]
-    assert len(useless) == 12
+    assert len(useless) == 10
     assert all(f"`{option.opts[0]}`" in NO_EFFECT_TABLE for option in useless)
 
 

@@ -12,8 +12,6 @@ WITHOUT_EFFECT = [
     "--allow-crimes",
     "--trust-remote-code",
     "--low-cpu-memory",
-    "--read-to-gpu",
-    "--multi-gpu",
     "--lazy-unpickle",
     "--async-write",
     "--clone-tensors",
@@ -23,7 +21,15 @@ VALUED = [
     ("--lora-merge-dtype", "x"),
     ("--write-threads", "3"),
 ]
-TWINS = ["cuda", "unsafe-truncate-embeddings", "copy-tokenizer", "write-model-card", "quiet"]
+TWINS = [
+    "cuda",
+    "read-to-gpu",
+    "multi-gpu",
+    "unsafe-truncate-embeddings",
+    "copy-tokenizer",
+    "write-model-card",
+    "quiet",
+]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +50,8 @@ def test_flags_without_effect_are_accepted_and_noted_once(bench, flags):
 
 
 def test_a_repeated_flag_is_noted_once(bench):
-    result = bench.run("--async-write", "--no-async-write", "--async-write", "--multi-gpu")
-    assert [line.split("`")[1] for line in result.stderr.splitlines()] == ["--async-write", "--multi-gpu"]
+    result = bench.run("--async-write", "--no-async-write", "--async-write", "--lazy-unpickle")
+    assert [line.split("`")[1] for line in result.stderr.splitlines()] == ["--async-write", "--lazy-unpickle"]
 
 
 @pytest.mark.parametrize(
@@ -129,11 +135,47 @@ def test_a_device_wins_over_cuda(bench):
     assert (result.exit_code, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("flag", ["--cuda", "--gpu-rich"])
-def test_cuda_is_a_device(bench, flag):
-    asked, named = bench.run(flag), bench.run("--device", "cuda", "--overwrite")
+@pytest.mark.parametrize(
+    ("flag", "device"), [("--cuda", "cuda"), ("--gpu-rich", "cuda:*"), ("--gpu-rich", "cuda"), ("--multi-gpu", "auto")]
+)
+def test_cuda_is_a_device(bench, flag, device):
+    asked, named = bench.run(flag), bench.run("--device", device, "--overwrite")
     assert asked.exit_code in (0, 8)
     assert (asked.exit_code, asked.stderr) == (named.exit_code, named.stderr)
+
+
+def test_no_accelerator_is_said(bench, monkeypatch):
+    monkeypatch.setattr("mergekit.engine.devices.accelerator", lambda: None)
+    said = "note: torch can use no accelerator here: compiled kernels on the CPU compute\n"
+    for command in ("merge", "check", "plan"):
+        for flags in (["--device", "auto"], ["--multi-gpu"]):
+            words = [command, str(bench.recipe), str(bench.out), "--overwrite", *flags]
+            result = CliRunner().invoke(commands, words)
+            assert (result.exit_code, result.stderr.count(said)) == (0, 1), (command, flags)
+    assert json.loads((bench.out / "merge_report.json").read_text())["device"]["name"] == "kernels"
+
+
+def test_keeping_needs_a_device(bench):
+    assert "operands are kept on no device" in bench.run("--read-to-gpu").stderr
+    assert bench.run("--read-to-gpu", "--device", "cpu", "--overwrite").stderr == ""
+
+
+def test_an_absent_device_is_said_with_everything_else(bench):
+    assert bench.run("--device", "abacus").exit_code == 8
+    bench.recipe.write_text("merge_method: nonsense")
+    merged = bench.run("--device", "abacus")
+    checked = CliRunner().invoke(commands, ["check", str(bench.recipe), "--device", "abacus"])
+    assert merged.stderr == checked.stderr
+    assert "unknown device `abacus`" in merged.stderr
+    assert "nonsense" in merged.stderr
+
+
+def test_several_devices_and_what_computed_are_in_the_report(bench):
+    assert bench.run("--device", "cpu, cpu").exit_code == 0
+    found = json.loads((bench.out / "merge_report.json").read_text())["device"]
+    assert (found["name"], found["devices"]) == ("torch cpu", ["cpu", "cpu"])
+    assert bench.run("--device", "kernels", "--overwrite").exit_code == 0
+    assert json.loads((bench.out / "merge_report.json").read_text())["device"]["name"] == "kernels"
 
 
 def test_unknown_devices(bench):

@@ -88,6 +88,44 @@ def test_cropped_vocabularies_are_known(bench):
     assert reproduce(bench.out).exit_code == 0
 
 
+def computed_by(out, name, version="1.0"):
+    """Let the report say that something else computed."""
+    report = json.loads((out / "merge_report.json").read_text())
+    report["device"] = {"name": name, "version": version, "devices": []}
+    (out / "merge_report.json").write_text(json.dumps(report))
+
+
+def test_a_merge_of_torch_is_reproduced_by_torch(bench):
+    bench.write(extra="dtype: float32\n")
+    assert bench.run("--device", "cpu,cpu").exit_code == 0
+    found = answer_of(bench.out)
+    assert (found["ok"], found["changes"]) == (True, [])
+
+
+def test_another_device_is_taken_only_on_request(bench):
+    assert bench.run("--device", "cpu").exit_code == 0
+    (change,) = answer_of(bench.out, "--device", "kernels").get("changes") or [""]
+    assert change.startswith(f"`torch cpu` ({torch.__version__}) computed then, and `kernels` (")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_not_there_any_more_is_named_with_what_to_do(merged):
+    computed_by(merged, "torch cuda")
+    result = reproduce(merged)
+    assert result.exit_code == 8
+    assert "this model was computed by `torch cuda`: device `cuda` is not there" in result.stderr
+    assert "`--device cpu` or `--device kernels`" in result.stderr
+    again = reproduce(merged, "--device", "kernels")
+    assert again.exit_code == 0
+    assert "`torch cuda` (1.0) computed then, and `kernels`" in again.stderr
+    assert left_beside(merged) == []
+
+
+def test_other_software_is_told(merged):
+    computed_by(merged, "kernels", "0.1")
+    assert "`kernels` (0.1) computed then" in reproduce(merged).stderr
+
+
 def test_a_changed_tensor_is_named_with_what_changed(merged):
     overwrite(merged, 8)
     result = reproduce(merged)

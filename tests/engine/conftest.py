@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-for folder in ("merging", "methods"):
+for folder in ("merging", "methods", "kernels"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))

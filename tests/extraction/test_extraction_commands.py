@@ -117,7 +117,7 @@ def test_flags_of_other_extractors_are_noted(bench):
     assert {line for line in done.stderr.splitlines() if "has no effect" in line} == {
         "note: `--cuda` has no effect: adapters are computed on the CPU",
         "note: `--lazy-unpickle` has no effect: reading is always lazy",
-        "note: `--multi-gpu` has no effect: one device computes",
+        "note: `--multi-gpu` has no effect: the CPU computes",
     }
 
 

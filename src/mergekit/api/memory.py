@@ -15,8 +15,8 @@ from mergekit.api.arrays import Octets
 from mergekit.checkpoint import Extent
 from mergekit.checkpoint.reading import Buffer, octets
 from mergekit.engine import Compute
-from mergekit.engine.local import Team
-from mergekit.engine.worker import Reader, Worker
+from mergekit.engine.local import Team, crew
+from mergekit.engine.worker import Reader
 from mergekit.errors import NonFiniteError
 from mergekit.plan import Memory, TensorTask
 
@@ -69,7 +69,7 @@ def merger(memory: Memory, files: Reader, compute: Compute) -> Iterator[Callable
         compute: where the mathematics runs.
     """
     sink = Sink()
-    workers = [Worker(memory, files, sink, compute, lambda _: None) for _ in range(memory.workers)]
+    workers = crew(memory, files, sink, compute, lambda _: None)
     with ThreadPoolExecutor(len(workers)) as pool:
         team = Team(workers, pool if len(workers) > 1 else None)
 

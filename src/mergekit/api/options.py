@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _WITHOUT_EFFECT = {
     "lora_merge_dtype": "adapters are computed with in float32",
-    "multi_gpu": "one device computes",
 }
 """Options that do nothing although one would see a difference elsewhere, and why."""
 
@@ -49,9 +48,12 @@ class MergeOptions:
         allow_code: run the Python file that `merge_method` names.
         unsafe_truncate_embeddings: cut vocabularies of unequal size to the rows that all models have.
         random_seed: of random methods; None is 0.
-        device: compute with torch on "cpu", "cuda", "cuda:N", "mps", "xpu" or "auto"; None for compiled kernels on
-            the CPU.
-        cuda, gpu_rich: the same as device "cuda".
+        device: compute with torch on "cpu", "cuda", "cuda:N", "mps", "xpu" or "auto", or on several that are alike,
+            separated by commas; None or "kernels" for compiled kernels on the CPU.
+        cuda: the same as device "cuda".
+        multi_gpu: compute on all devices of that kind that are alike; without a device, on all accelerators.
+        read_to_gpu: keep what fits of a tensor on the device between the sweeps over it.
+        gpu_rich: the same as `cuda`, `multi_gpu` and `read_to_gpu`.
         ray: merge on the machines of a Ray cluster: "auto" for that of this machine, "HOST:PORT", or "local" for a new
             one of this machine alone; `num_threads` and `max_memory` are those of each of its processes.
         ray_collect: have them send what they have merged; for machines without shared storage. Alone it means that
@@ -61,8 +63,8 @@ class MergeOptions:
         safe_serialization: must stay true: pickles are not written.
         transformers_cache: folder where downloads from the hub are kept; None for that of huggingface_hub.
         stream: leave weights on the hub, and read only what is needed of them while merging.
-        lora_merge_dtype, multi_gpu: without effect; a warning says so.
-        allow_crimes, async_write, clone_tensors, lazy_unpickle, lora_merge_cache, low_cpu_memory, quiet, read_to_gpu,
+        lora_merge_dtype: without effect; a warning says so.
+        allow_crimes, async_write, clone_tensors, lazy_unpickle, lora_merge_cache, low_cpu_memory, quiet,
             trust_remote_code, verbosity, write_threads: accepted for programs written for others; there is nothing
             for them to change here.
 
@@ -144,8 +146,17 @@ def planning(options: MergeOptions, bars: bool = False) -> PlanOptions:
 
 
 def device(options: MergeOptions) -> str | None:
-    """Where to compute, as torch names it; None for compiled kernels on the CPU."""
-    return options.device or ("cuda" if options.cuda or options.gpu_rich else None)
+    """Where to compute, as :func:`mergekit.engine.open_device` takes it; None for compiled kernels on the CPU."""
+    named = options.device or ("cuda" if options.cuda or options.gpu_rich else None)
+    kind = (named or "auto").partition(":")[0]
+    if not (options.multi_gpu or options.gpu_rich) or "," in (named or "") or kind in ("kernels", "cpu", "mps"):
+        return named
+    return f"{kind}:*"
+
+
+def first_device(named: str | None) -> str | None:
+    """Where a network runs, which takes one device: the first of several, as torch names it."""
+    return None if named in (None, "kernels") else named.partition(",")[0].removesuffix(":*")
 
 
 def carrying_out(options: MergeOptions, bars: bool = False) -> merging.JobOptions:
@@ -155,6 +166,7 @@ def carrying_out(options: MergeOptions, bars: bool = False) -> merging.JobOption
     return merging.JobOptions(
         plan=planning(options, bars),
         device=device(options),
+        keeping=options.read_to_gpu or options.gpu_rich,
         overwrite=options.overwrite,
         restart=options.restart,
         model_card=options.write_model_card,

@@ -12,7 +12,7 @@ from mergekit import merging, plan
 from mergekit.api.arrays import library_named
 from mergekit.api.memory import merger
 from mergekit.api.notices import warn
-from mergekit.api.options import MergeOptions, carrying_out, device, planning
+from mergekit.api.options import MergeOptions, carrying_out, device, first_device, planning
 from mergekit.config import UNNAMED, MergeConfiguration, rendered
 from mergekit.errors import Problem, RecipeError
 from mergekit.merging import Progress, Silent, inputs_of
@@ -69,7 +69,7 @@ def carry_out(
 
     (text, file), warner = _read(recipe), _Warner(progress or Silent())
     if is_moe(text):
-        gates = MoeOptions(gates=GateOptions(options.device))
+        gates = MoeOptions(gates=GateOptions(first_device(options.device)))
         return build_moe(text, out, file=file, options=options, moe=gates, progress=warner)[0]
     return merging.merge_recipe(text, out, file=file, options=options, progress=warner)
 
@@ -120,7 +120,7 @@ def iter_merged(
 
     options, own = options or MergeOptions(), library_named(framework)
     planned = plan_merge(recipe, options=options)
-    compute = open_device(device(options))
+    compute = open_device(device(options), options.read_to_gpu or options.gpu_rich)
     _Warner(Silent()).planned(planned)
 
     def merged() -> Iterator[tuple[str, Any]]:

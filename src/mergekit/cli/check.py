@@ -48,7 +48,7 @@ def _check(config_file: str, out: Path | None, flags: dict[str, Any], output: Ou
     found = check_merge(replace(job, planning=replace(job.planning, preview=True)), room=options.room)
     findings = found.attempt.problems.findings
     output.warn(() if found.attempt.problems.strict else findings.warnings)
-    output.note(findings.notices)
+    output.note([*findings.notices, *found.notices])
     if (error := found.attempt.problems.error) is not None:
         output.note(
             f"vocabulary of {told}" for _, told in alignment_rows(found.attempt.models, found.attempt.alignments)

@@ -24,6 +24,7 @@ from mergekit.cli.merge import (
     verbosely,
     with_card,
     within_memory,
+    without_device,
 )
 from mergekit.cli.options import GENERAL, Command, accepted, ignored, ignored_flags, option
 from mergekit.cli.output import Output, usage_failure
@@ -148,6 +149,7 @@ _of_models = accepted(
 @on_threads
 @within_memory
 @as_elsewhere
+@without_device
 @_of_models
 @click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")

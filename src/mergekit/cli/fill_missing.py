@@ -23,6 +23,7 @@ from mergekit.cli.merge import (
     unchecked,
     with_card,
     within_memory,
+    without_device,
 )
 from mergekit.cli.options import GENERAL, Command, ignored_flags, option
 from mergekit.cli.output import Output
@@ -106,6 +107,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 )
 @with_card
 @as_elsewhere
+@without_device
 @versioned
 def fill_missing(base_model: str, sub_model: str, verbose: int, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Write BASE_MODEL with the tensors of SUB_MODEL, a part of it that was merged by itself.

@@ -109,10 +109,25 @@ on_device = accepted(
         PERFORMANCE,
         "--device",
         metavar="NAME",
-        help="Compute with torch on: cpu, cuda, cuda:N, mps, xpu, or auto. Without it: compiled kernels on the CPU.",
+        help="Compute with torch on: cpu, cuda, cuda:N, mps, xpu, auto, or several that are alike: cuda:0,cuda:1. "
+        "Without it: compiled kernels on the CPU, which is also --device kernels.",
     ),
     option(PERFORMANCE, "--cuda/--no-cuda", help="The same as --device cuda."),
-    option(PERFORMANCE, "--gpu-rich", is_flag=True, help="The same as --cuda."),
+    option(
+        PERFORMANCE,
+        "--multi-gpu/--no-multi-gpu",
+        help="Compute on all devices of this kind that are alike; without --device or --cuda, on all accelerators.",
+    ),
+    option(
+        PERFORMANCE,
+        "--read-to-gpu/--no-read-to-gpu",
+        help="Keep what fits of a tensor on the device, for methods that go over it more than once.",
+    ),
+    option(PERFORMANCE, "--gpu-rich", is_flag=True, help="The same as --cuda --multi-gpu --read-to-gpu."),
+)
+without_device = accepted(
+    ignored("--read-to-gpu/--no-read-to-gpu", why="the CPU computes"),
+    ignored("--multi-gpu/--no-multi-gpu", why="the CPU computes"),
 )
 on_cluster = accepted(
     option(
@@ -163,8 +178,6 @@ as_elsewhere = accepted(
     ignored("--lora-merge-cache", metavar="FOLDER", why="no merged copy of an adapter is put on disk"),
     ignored("--lora-merge-dtype", metavar="DTYPE", why="adapters are computed with in float32"),
     ignored("--low-cpu-memory/--no-low-cpu-memory", why="models are never held in memory"),
-    ignored("--read-to-gpu/--no-read-to-gpu", why="every stripe goes straight to the device"),
-    ignored("--multi-gpu/--no-multi-gpu", why="one device computes"),
     ignored("--lazy-unpickle/--no-lazy-unpickle", why="reading is always lazy"),
     ignored("--async-write/--no-async-write", why="every thread writes what it has merged"),
     ignored("--write-threads", metavar="N", type=int, why="every thread writes what it has merged"),
@@ -223,6 +236,7 @@ def merge(config_file: str, out_path: Path, verbose: int, quiet: bool, as_json: 
 
 
 def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -> None:
+    from mergekit.api.options import first_device
     from mergekit.cli.moe import build
     from mergekit.cli.planned import look_ahead
     from mergekit.moe import GateOptions, MoeOptions, is_moe
@@ -232,7 +246,7 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     text, name = read_config(config_file)
     options = job_options(flags, output.drawing)
     if is_moe(text):
-        build(text, name, out, options, MoeOptions(gates=GateOptions(options.device)), output, only_plan)
+        build(text, name, out, options, MoeOptions(gates=GateOptions(first_device(options.device))), output, only_plan)
     elif only_plan:
         look_ahead(job_of(text, name, out, options), output)
     else:
@@ -262,7 +276,7 @@ def job_of(text: str, name: str, out: Path | None, options: JobOptions) -> Job:
     """
     from mergekit.preview import Job
 
-    return Job(text, name, out, options.plan, options.device, options.overwrite)
+    return Job(text, name, out, options.plan, options.device, options.overwrite, options.keeping)
 
 
 def heed_stop() -> None:

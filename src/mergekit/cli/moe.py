@@ -31,6 +31,7 @@ from mergekit.cli.merge import (
     verbosely,
     with_card,
     within_memory,
+    without_device,
 )
 from mergekit.cli.options import GENERAL, Command, ignored, ignored_flags, option
 from mergekit.cli.output import Output
@@ -110,6 +111,7 @@ ROUTERS = "Routers"
 )
 @with_card
 @as_elsewhere
+@without_device
 @ignored("--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings", why="the output has the base's vocabulary")
 @click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")

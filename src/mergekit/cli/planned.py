@@ -55,6 +55,7 @@ def look_ahead(job: Job, output: Output, machines: Machines = HERE) -> None:
         f"{in_units(space.needed)} are needed in {space.folder}, and {in_units(space.free)} are free"
         for space in scarce
     )
+    output.note(found.notices)
     show_plan(plan, job.out, output, job.device, machines)
 
 

@@ -1,6 +1,7 @@
 """From a plan to bytes."""
 
-from mergekit.engine.compute import Compute, open_device
+from mergekit.engine.compute import Compute
+from mergekit.engine.devices import open_device
 from mergekit.engine.local import Outcome, execute
 from mergekit.engine.resume import Beginning, begin
 

@@ -81,7 +81,8 @@ def execute_on_cluster(
         memory, workers = _team(plan.memory, ray.nodes())
         sizes = [(index, task.read_bytes) for index, task in enumerate(plan.tasks) if index not in finished]
         job = ray.put(_packed(ray, _job(plan, memory, compute, cluster.collect), plan.tasks))
-        resources = {"num_cpus": memory.workers, "memory": memory.peak + _RAY, "num_gpus": int("cuda" in compute.name)}
+        gpus = sum(device.startswith("cuda") for device in compute.devices)
+        resources = {"num_cpus": memory.workers, "memory": memory.peak + _RAY, "num_gpus": gpus}
         remote = ray.remote(work).options(
             **resources,
             max_retries=_RETRIES,

@@ -3,21 +3,93 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit.errors import DeviceError
 from mergekit.methods import Block, Method
 from mergekit.methods.contract import Stats, Target
 
 Raw = NDArray[Any]
+Loaded = Any
+"""Operands of a stripe where they are computed with, as the bench that loaded them knows them."""
+
+
+class Workbench(ABC):
+    """What one worker computes with; one thread uses it at a time.
+
+    Nothing that is begun has to be done when a call returns. What is given to a call must stay as it is until the
+    stripe's merge was waited for, or its rows have landed.
+    """
+
+    depth: int = 1
+    """Stripes that are under way at a time, each in host buffers of its own."""
+
+    def room(self, nbytes: int) -> Raw:
+        """Host memory that operands are read into, or the output is taken from."""
+        return np.empty(nbytes, np.uint8)
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Everything else is called within this; after an error in it, nothing is under way any more."""
+        return nullcontext()
+
+    @abstractmethod
+    def load(self, rows: Raw) -> Loaded:
+        """Begin to bring raw rows, shape (k, n), to where they are computed with."""
+
+    @abstractmethod
+    def block(self, loaded: Loaded, based: bool, start: int, target: Target) -> Block:
+        """A block of them, whose first entry has index `start` in the target."""
+
+    @abstractmethod
+    def merge(self, method: Method, block: Block, stats: Stats, out: Raw) -> Callable[[], None]:
+        """Begin to write the merged entries of a block into `out`; what is returned waits until they are there."""
+
+    def landed(self, loaded: Loaded) -> None:
+        """Wait until the host's rows are free again."""
+        del loaded
+
+    def keep(self, start: int, stop: int, loaded: Loaded) -> None:
+        """Keep what is loaded of a tensor for its next sweep, if there is room for it."""
+        del start, stop, loaded
+
+    def kept(self, start: int, stop: int) -> Loaded | None:
+        """What is kept of these entries."""
+        del start, stop
+        return None
+
+    def fetch(self, loaded: Loaded, into: Raw) -> Callable[[], None]:
+        """Begin to bring the first row of what is kept back to the host; what is returned waits until it is there."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Let go of all that is kept."""
+        return
+
+    def release(self) -> None:
+        """Let go of all memory that is not in use, and keep nothing any more."""
+        return
+
+    def settle(self) -> None:
+        """Wait for all that is under way."""
+        return
+
+    def for_sweeps(self) -> Workbench:
+        """What sweeps are computed with."""
+        return self
+
+    def is_full(self, error: Exception) -> bool:
+        """Whether an error says that the memory of the device does not suffice."""
+        del error
+        return False
 
 
 class Compute(ABC):
-    """Turns raw rows into blocks, and blocks into raw output."""
+    """One device, or several that are alike."""
 
     @property
     @abstractmethod
@@ -27,20 +99,58 @@ class Compute(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """Its software: the same name and version, the same bytes."""
+        """Its software, and its kind: the same name and version, the same bytes."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """As torch names them; none for the kernels."""
+        return ()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know about the choice."""
+        return ()
+
+    def seats(self, workers: int) -> Sequence[Compute]:
+        """Where each of at most so many workers computes."""
+        return [self] * workers
 
     @abstractmethod
-    def block(self, rows: Raw, based: bool, start: int, target: Target) -> Block:
-        """A block of raw rows, shape (k, n), whose first entry has index `start` in the target."""
+    def bench(self) -> Workbench:
+        """For one worker."""
 
-    @abstractmethod
-    def merge(self, method: Method, block: Block, stats: Stats, out: Raw) -> None:
-        """Write the merged entries of a block into `out`."""
+    def record(self) -> dict[str, object]:
+        """For the report."""
+        return {"name": self.name, "version": self.version, **({"devices": self.devices} if self.devices else {})}
 
 
 @final
+class _FusedWorkbench(Workbench):
+    """The rows stay where they are, and one stripe is finished before the next is read: it is in the cache."""
+
+    def load(self, rows: Raw) -> Raw:
+        return rows
+
+    def block(self, loaded: Raw, based: bool, start: int, target: Target) -> Block:
+        from mergekit.kernels import fused
+
+        return Block(loaded, based, start, fused, target)
+
+    def merge(self, method: Method, block: Block, stats: Stats, out: Raw) -> Callable[[], None]:
+        method.fuse(block, stats, out)
+        return _done
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Fused(Compute):
-    """Kernels on the CPU."""
+    """Kernels on the CPU.
+
+    Parameters:
+        why: what a user should know about the choice.
+    """
+
+    why: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -54,101 +164,15 @@ class Fused(Compute):
 
         return fingerprint()
 
-    def block(self, rows: Raw, based: bool, start: int, target: Target) -> Block:
-        """The rows as they are."""
-        from mergekit.kernels import fused
-
-        return Block(rows, based, start, fused, target)
-
-    def merge(self, method: Method, block: Block, stats: Stats, out: Raw) -> None:
-        """The method's kernel."""
-        method.fuse(block, stats, out)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Torch(Compute):
-    """Float32 tensors of torch on a device.
-
-    Parameters:
-        device: as torch names it.
-    """
-
-    device: str
-
     @property
-    def name(self) -> str:
-        """The device's."""
-        return f"torch {self.device}"
+    def notices(self) -> tuple[str, ...]:
+        """Why there is no device."""
+        return self.why
 
-    @property
-    def version(self) -> str:
-        """That of torch."""
-        import torch
-
-        return str(torch.__version__)
-
-    def _tensor(self, rows: Raw) -> Any:
-        import torch
-
-        wanted = {"u": torch.bfloat16, "i": torch.float16}.get(rows.dtype.kind)
-        if wanted is None:
-            return torch.from_numpy(rows).to(self.device)
-        # The transfer moves 16 bits an entry; the device widens them.
-        return torch.from_numpy(rows.view(np.int16)).view(wanted).to(self.device).to(torch.float32)
-
-    def block(self, rows: Raw, based: bool, start: int, target: Target) -> Block:
-        """The rows as float32 on the device."""
-        from mergekit.kernels import arrays
-
-        return Block(self._tensor(rows), based, start, arrays, target)
-
-    def merge(self, method: Method, block: Block, stats: Stats, out: Raw) -> None:
-        """The method's `merge`, rounded on the device."""
-        import torch
-
-        merged = method.merge(block, stats)
-        wanted = {"u": torch.bfloat16, "i": torch.float16}.get(out.dtype.kind)
-        if wanted is None:
-            out[:] = merged.cpu().numpy()
-        else:
-            out[:] = merged.to(wanted).cpu().view(torch.int16).numpy().view(out.dtype)
+    def bench(self) -> Workbench:
+        """For one worker."""
+        return _FusedWorkbench()
 
 
-def open_device(name: str | None) -> Compute:
-    """The compute for a device as users name it.
-
-    Parameters:
-        name: None for kernels on the CPU; "cpu" for torch on the CPU; "cuda", "cuda:1", "mps", "xpu"; "auto" for the
-            first accelerator there is, else kernels on the CPU.
-
-    Raises:
-        DeviceError: torch or the device is not there.
-    """
-    if name is None:
-        return Fused()
-    try:
-        import torch
-    except ImportError as error:
-        raise DeviceError(f"device `{name}` needs torch", hint="pip install 'mergekit[torch]'") from error
-    found = _accelerator(torch)
-    if name == "auto":
-        return Torch(found) if found else Fused()
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda", "mps", "xpu"):
-        raise DeviceError(f"unknown device `{name}`", expected="cpu, cuda, cuda:N, mps, xpu or auto")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = f"this machine has `{found}`" if found else "this machine has no accelerator that torch can use"
-        hint = "the CPU: no `--device` or `--cuda`, or `device=None` in Python"
-        raise DeviceError(f"device `{name}` is not there: {there}", hint=hint) from error
-    return Torch(name)
-
-
-def _accelerator(torch: Any) -> str | None:
-    if torch.cuda.is_available():
-        return "cuda"
-    if hasattr(torch, "xpu") and torch.xpu.is_available():
-        return "xpu"
-    return "mps" if torch.backends.mps.is_available() else None
+def _done() -> None:
+    """Nothing to wait for."""

@@ -17,7 +17,7 @@ from mergekit.errors import NonFiniteError
 from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats
 from mergekit.methods.reductions import exact_sums
-from mergekit.plan import Plan, TensorTask
+from mergekit.plan import Memory, Plan, TensorTask
 
 _T = TypeVar("_T")
 
@@ -105,6 +105,24 @@ def _outcome(index: int, measures: Sequence[Measure], seconds: float) -> Outcome
     return Outcome(index, norm, distance, reference, broken, checksum % 2**64, seconds)
 
 
+def crew(
+    memory: Memory, files: Reader, writer: Writer, compute: Compute, advance: Callable[[int], None]
+) -> list[Worker]:
+    """As many workers as there is memory for, those of several devices in turn.
+
+    Large tensors are cut into spans of equal size, and each worker takes the next small one when it is done with one:
+    so the bytes are spread evenly over the devices, and go to the faster ones where they are not equally fast.
+
+    Parameters:
+        memory: sizes of the buffers.
+        files: the inputs.
+        writer: the output.
+        compute: where the mathematics runs.
+        advance: called from any thread with bytes read and written.
+    """
+    return [Worker(memory, files, writer, seat, advance) for seat in compute.seats(memory.workers)]
+
+
 def execute(
     plan: Plan,
     files: Reader,
@@ -128,7 +146,7 @@ def execute(
     Raises:
         NonFiniteError: an output tensor holds NaN or infinity.
     """
-    workers = [Worker(plan.memory, files, writer, compute, advance) for _ in range(plan.memory.workers)]
+    workers = crew(plan.memory, files, writer, compute, advance)
     wanted = [index for index in range(len(plan.tasks)) if index not in finished]
     order = sorted(wanted, key=lambda index: -plan.tasks[index].read_bytes)
     threshold = plan.read_bytes // (_PER_WORKER * len(workers))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from mergekit.checkpoint import DType, Extent
 from mergekit.checkpoint.reading import Buffer
-from mergekit.engine.compute import Compute
-from mergekit.errors import IncompatibleModelsError
+from mergekit.engine.compute import Compute, Loaded, Workbench
+from mergekit.errors import BudgetError, IncompatibleModelsError
 from mergekit.kernels import RAW
 from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats
@@ -69,6 +70,16 @@ class Measure:
     checksum: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A stripe that is being merged: its first operand and its output on the host, once that was waited for."""
+
+    stripe: Span
+    reference: Raw
+    out: Raw
+    wait: Callable[[], None]
+
+
 @final
 @dataclass(slots=True)
 class Worker:
@@ -89,6 +100,11 @@ class Worker:
     advance: Callable[[int], None]
     _buffers: dict[str, Raw] = field(default_factory=dict)
     _kept: dict[View, Any] = field(default_factory=dict)
+    _bench: Workbench = field(init=False)
+    _most: int = field(init=False)  # entries of a stripe: fewer than planned once a device was full
+
+    def __post_init__(self) -> None:
+        self._bench, self._most = self.compute.bench(), self.memory.stripe
 
     def read(self, extent: Extent, into: Buffer) -> None:
         """Fill a buffer with the bytes of an extent."""
@@ -100,9 +116,12 @@ class Worker:
 
     def buffer(self, use: str, nbytes: int) -> Raw:
         """Room for one use, kept between stripes: fresh memory would cost a page fault every 4 kB."""
+        return self._room(use, nbytes, lambda count: np.empty(count, np.uint8))
+
+    def _room(self, use: str, nbytes: int, make: Callable[[int], Raw]) -> Raw:
         held = self._buffers.get(use)
         if held is None or held.nbytes < nbytes:
-            self._buffers[use] = held = np.empty(nbytes, np.uint8)
+            self._buffers[use] = held = make(nbytes)
         return held[:nbytes]
 
     def kept(self, view: View, make: Callable[[], _T]) -> _T:
@@ -115,7 +134,7 @@ class Worker:
     def stripes(self, task: TensorTask, span: Span) -> list[Span]:
         """The span cut into stripes of whole grains."""
         grain = task.target.grain
-        step = grain * max(1, self.memory.stripe // grain)
+        step = grain * max(1, self._most // grain)
         return [Span(start, min(start + step, span.stop)) for start in range(span.start, span.stop, step)]
 
     def prefetch(self, task: TensorTask, span: Span) -> None:
@@ -124,6 +143,7 @@ class Worker:
         With this a tensor begins: what views had kept of another one is dropped.
         """
         self._kept.clear()
+        self._bench.forget()
         for operand in task.operands:
             ahead = span.start + _AHEAD * 8 // operand.view.spec.dtype.bits
             for extent in operand.view.extents(span.start, min(span.stop, ahead)):
@@ -131,22 +151,85 @@ class Worker:
 
     def sweep(self, task: TensorTask, span: Span, search: Search) -> Any:
         """Show the wanted stripes of a span to a search; returns what it noted."""
-        scratch = search.scratch()
-        for stripe in self.stripes(task, span):
-            if search.wants(stripe.start, stripe.stop):
-                search.visit(self._block(task, stripe, self._read(task, stripe)), scratch)
-        return scratch
+        bench = self._bench.for_sweeps()
+
+        def swept() -> Any:
+            scratch = search.scratch()
+            wanted = (stripe for stripe in self.stripes(task, span) if search.wants(stripe.start, stripe.stop))
+            loaded = ((stripe, self._loaded(task, stripe, slot, bench)) for slot, stripe in _numbered(wanted, bench))
+            for stripe, operands in _staggered(loaded, bench.depth):
+                search.visit(bench.block(operands, task.based, stripe.start, task.target), scratch)
+                bench.landed(operands)
+            return scratch
+
+        return self._fitting(task, swept)
 
     def merge(self, task: TensorTask, span: Span, stats: Stats) -> Measure:
         """Merge a span and write it, its last stripe first: what a sweep has read last is still in the cache."""
-        measures = []
-        for stripe in reversed(self.stripes(task, span)):
-            rows = self._read(task, stripe)
-            out = self._out(task, rows.shape[1])
-            self.compute.merge(task.method, self._block(task, stripe, rows), stats, out)
-            sums, broken = self._measured(task, out, rows[0])
-            measures.append(Measure(sums, broken, self._write(task, stripe.start, out)))
-        return _joined(measures)
+        measures: list[Measure] = []
+        rest = span
+
+        def merged() -> Measure:
+            nonlocal rest
+            stripes = _numbered(reversed(self.stripes(task, rest)), self._bench)
+            begun = (self._begun(task, stripe, slot, stats) for slot, stripe in stripes)
+            for each in _staggered(begun, self._bench.depth):
+                measures.append(self._finished(task, each))
+                rest = Span(rest.start, each.stripe.start)
+            return _joined(measures)
+
+        return self._fitting(task, merged)
+
+    def _fitting(self, task: TensorTask, work: Callable[[], _T]) -> _T:
+        """Do something in shorter stripes, whenever the device has no memory for it."""
+        while True:
+            try:
+                with self._bench.at_work():
+                    return work()
+            except Exception as error:
+                if not self._bench.is_full(error):
+                    raise
+                self._shorten(task, error)
+            self._bench.release()  # now that no error holds any of its memory
+
+    def _shorten(self, task: TensorTask, error: Exception) -> None:
+        grain = task.target.grain
+        step = min(self._most, task.out.count)
+        if step <= grain:
+            raise BudgetError(
+                f"`{task.out.name}` does not fit into the memory of the device, {step} entries of each model at a time",
+                place=", ".join(self.compute.devices),
+                hint="fewer threads (`-j 1`), or the CPU: no `--device`",
+            ) from error
+        self._most = max(grain, step // 2)
+
+    def _loaded(self, task: TensorTask, stripe: Span, slot: int, bench: Workbench) -> Loaded:
+        """The operands of a stripe for a sweep, where they are kept if there is room."""
+        found = bench.kept(stripe.start, stripe.stop)
+        if found is None:
+            found = bench.load(self._read(task, stripe, slot))
+            bench.keep(stripe.start, stripe.stop, found)
+        return found
+
+    def _begun(self, task: TensorTask, stripe: Span, slot: int, stats: Stats) -> _Begun:
+        """Begin to merge a stripe."""
+        bench = self._bench
+        found = bench.kept(stripe.start, stripe.stop)
+        if found is None:
+            rows = self._read(task, stripe, slot)
+            found, reference = bench.load(rows), rows[0]
+        else:
+            reference = self._rows(task, stripe, slot)[0]
+            bench.fetch(found, reference)
+        out = self._out(task, stripe.stop - stripe.start, slot)
+        block = bench.block(found, task.based, stripe.start, task.target)
+        return _Begun(stripe, reference, out, bench.merge(task.method, block, stats, out))
+
+    def _finished(self, task: TensorTask, begun: _Begun) -> Measure:
+        """Wait for a stripe, and write it."""
+        begun.wait()
+        sums, broken = self._measured(task, begun.out, begun.reference)
+        return Measure(sums, broken, self._write(task, begun.stripe.start, begun.out))
 
     def copy(self, task: TensorTask, operand: Operand, span: Span) -> Measure:
         """Copy a span of one operand, bytes as they are; operands that must be identical are compared."""
@@ -170,10 +253,14 @@ class Worker:
         else:
             starts = [grain * (last * index // (chunks - 1)) for index in range(chunks)]
             spans = [Span(start, start + grain) for start in starts]
-        return [self._block(task, span, self._read(task, span).copy()) for span in spans]
+        return self._fitting(task, lambda: self._sampled(task, spans))
 
-    def _block(self, task: TensorTask, stripe: Span, rows: Raw) -> Block:
-        return self.compute.block(rows, task.based, stripe.start, task.target)
+    def _sampled(self, task: TensorTask, spans: Sequence[Span]) -> list[Block]:
+        bench = self._bench.for_sweeps()
+        loaded = [(span, bench.load(self._read(task, span).copy())) for span in spans]
+        blocks = [bench.block(operands, task.based, span.start, task.target) for span, operands in loaded]
+        bench.settle()
+        return blocks
 
     def _bytes(self, use: str, operand: Operand, stripe: Span) -> Raw:
         view = operand.view
@@ -193,19 +280,22 @@ class Worker:
                     expected="the same values in all models: integers are copied, never averaged",
                 )
 
-    def _read(self, task: TensorTask, stripe: Span) -> Raw:
-        """All operands of a stripe, shape (k, n), in the task's row format."""
+    def _rows(self, task: TensorTask, stripe: Span, slot: int) -> Raw:
+        """Room for all operands of a stripe, shape (k, n), in the task's row format."""
         entries = stripe.stop - stripe.start
         dtype = np.dtype(RAW[task.row_format])
-        room = self.buffer("rows", len(task.operands) * entries * dtype.itemsize)
-        rows = room.view(dtype).reshape(len(task.operands), entries)
+        room = self._room(f"rows {slot}", len(task.operands) * entries * dtype.itemsize, self._bench.room)
+        return room.view(dtype).reshape(len(task.operands), entries)
+
+    def _read(self, task: TensorTask, stripe: Span, slot: int = 0) -> Raw:
+        rows = self._rows(task, stripe, slot)
         for row, operand in zip(rows, task.operands, strict=True):
             operand.view.read(self, stripe.start, stripe.stop, row)
         return rows
 
-    def _out(self, task: TensorTask, entries: int) -> Raw:
+    def _out(self, task: TensorTask, entries: int, slot: int) -> Raw:
         dtype = np.dtype(RAW.get(task.out.dtype.name, RAW["F32"]))
-        return self.buffer("out", entries * dtype.itemsize).view(dtype)
+        return self._room(f"out {slot}", entries * dtype.itemsize, self._bench.room).view(dtype)
 
     def _measured(self, task: TensorTask, out: Raw, reference: Raw) -> tuple[Raw, int]:
         """Sums per grain, and how many entries are broken."""
@@ -245,3 +335,18 @@ class Worker:
 def _joined(measures: list[Measure]) -> Measure:
     sums = np.concatenate([np.zeros((0, 3)), *(part.sums for part in measures)])
     return Measure(sums, sum(part.broken for part in measures), sum(part.checksum for part in measures))
+
+
+def _numbered(stripes: Iterable[Span], bench: Workbench) -> Iterator[tuple[int, Span]]:
+    """Stripes with the number of their host buffers: as many in turn as are under way at a time."""
+    return ((place % bench.depth, stripe) for place, stripe in enumerate(stripes))
+
+
+def _staggered(items: Iterable[_T], depth: int) -> Iterator[_T]:
+    """The same items, each handed on when as many are under way: begun, and not yet handled by who takes them."""
+    begun: deque[_T] = deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) == depth:
+            yield begun.popleft()
+    yield from begun

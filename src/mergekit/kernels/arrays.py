@@ -56,10 +56,12 @@ def column_gram(base: Array, rows: Array, grain: int, sums: Host) -> None:
     xp = _namespace(rows)
     count, width = rows.shape[0], sums.shape[2]
     wide = xp.astype(rows - base if base.shape[0] else rows, xp.float64)
-    for index, part in enumerate(grain_slices(rows.shape[1], grain)):
+    found = []
+    for part in grain_slices(rows.shape[1], grain):
         lines = xp.reshape(wide[:, part], (count, -1, width))
-        pairs = [xp.sum(lines[i] * lines[other], axis=0) for i in range(count) for other in range(i + 1)]
-        sums[index] = host(xp.stack(pairs))
+        found += [xp.sum(lines[i] * lines[other], axis=0) for i in range(count) for other in range(i + 1)]
+    if found:
+        sums[:] = host(xp.stack(found)).reshape(sums.shape)
 
 
 def beside(numbers: Host, array: Array) -> Array:
@@ -82,12 +84,25 @@ def sweep(row: Array, base: Array, low: int, high: int, shift: int, bins: Host) 
 
 def count_values(row: Array, base: Array, values: Host, grain: int, equal: Host, above: Host) -> None:
     """Count magnitudes that equal a few values or exceed them; see :func:`mergekit.kernels.select.count_values`."""
-    bits = host(_bits(row, base))
-    for place, value in enumerate(values.astype(np.int64)):
-        same = bits == value
-        above[place] += int((bits > value).sum())
-        for index, part in enumerate(grain_slices(len(bits), grain)):
-            equal[index, place] = int(same[part].sum())
+    xp = _namespace(row)
+    bits = _bits(row, base)
+    found = []
+    for value in values.astype(np.int64).tolist():
+        found += [
+            xp.sum(xp.astype(bits > value, xp.int32), axis=0, keepdims=True),
+            *_grain_counts(xp, bits == value, grain),
+        ]
+    if found:  # one copy to the host for all of them
+        counts = host(xp.concat(found)).reshape(len(values), -1)
+        above += counts[:, 0]
+        equal[:] = counts[:, 1:].T
+
+
+def _grain_counts(xp: Any, flags: Array, grain: int) -> list[Array]:
+    """How many flags of each grain are set: of the whole grains, and of what is left."""
+    whole = flags.shape[0] // grain * grain
+    parts = (xp.reshape(flags[:whole], (-1, grain)), xp.reshape(flags[whole:], (1, -1)))
+    return [xp.sum(xp.astype(part, xp.int32), axis=1) for part in parts if part.shape[0] and part.shape[1]]
 
 
 def magnitude_bits(row: Array, base: Array, bits: Host) -> None:
@@ -98,12 +113,14 @@ def magnitude_bits(row: Array, base: Array, bits: Host) -> None:
 def norms(votes: Array, row: Array, base: Array, grain: int, sums: Host) -> None:
     """Norms of a delta and of what is kept of it, per grain; see :func:`mergekit.kernels.delta_sum.norms`."""
     xp = _namespace(row)
-    for side, entries in enumerate((row - base, votes)):
-        wide = abs(xp.astype(entries, xp.float64))
-        for index, part in enumerate(grain_slices(row.shape[0], grain)):
-            sums[index, 0, side] = float(wide[part].sum())
-            sums[index, 1, side] = float((wide[part] * wide[part]).sum())
-            sums[index, 2, side] = float(wide[part].max())
+    found = []
+    for part in grain_slices(row.shape[0], grain):
+        sides = [abs(xp.astype(entries[part], xp.float64)) for entries in (row - base, votes)]
+        found += [xp.sum(wide) for wide in sides]
+        found += [xp.sum(wide * wide) for wide in sides]
+        found += [xp.max(wide) for wide in sides]
+    if found:
+        sums[:] = host(xp.stack(found)).reshape(sums.shape)
 
 
 def overlaps(base: Array, rows: Array, threshold: float, counts: Host) -> None:
@@ -143,8 +160,9 @@ def spread_energies(base: Array, rows: Array, cut: int, edge: int, grain: int, s
     """Sums of squares of what is kept of deltas; see :func:`mergekit.kernels.spread.spread_energies`."""
     xp = _namespace(rows)
     deltas = xp.astype(xp.where(selected(rows, cut, edge), rows - base, xp.zeros_like(rows)), xp.float64)
-    for index, part in enumerate(grain_slices(rows.shape[1], grain)):
-        sums[index] = host((deltas[:, part] * deltas[:, part]).sum(1))
+    found = [xp.sum(deltas[:, part] * deltas[:, part], axis=1) for part in grain_slices(rows.shape[1], grain)]
+    if found:
+        sums[:] = host(xp.stack(found))
 
 
 def row_divergence(row: Array, base: Array, width: int, out: Host) -> None:

@@ -207,7 +207,7 @@ class _Arranger:
         users = [user.key for user in needed if stage.key in user.needs and user.key in plans]
         if len(users) > 1:
             return f"{len(users)} merges need it"
-        if self.options.job.device is not None:
+        if self.options.job.device not in (None, "kernels"):
             return "another device than the CPU computes"
         plan = plans[users[0]]
         indices = [index for index, model in enumerate(plan.models) if model.ref.model.path == stage.key]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergekit.checkpoint.output import partial_folder, refuse_claimed, refuse_occupied
 from mergekit.engine import open_device
-from mergekit.errors import MergekitError, OutputError
+from mergekit.errors import DeviceError, MergekitError, OutputError
 from mergekit.plan import Attempt, Model, Plan, PlanOptions, try_to_plan
 from mergekit.preview.space import Space, refuse_unwritable, spaces
 
@@ -24,6 +24,7 @@ class Job:
         planning: options of planning.
         device: as :func:`mergekit.engine.open_device` takes it.
         overwrite: replace an existing output folder.
+        keeping: whether the device keeps what it can of a tensor.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Job:
     planning: PlanOptions = field(default_factory=PlanOptions)
     device: str | None = None
     overwrite: bool = False
+    keeping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,12 @@ class Check:
     Parameters:
         attempt: the plan, or why there is none; all problems are in it, those of the output and the device as well.
         spaces: room on the file systems that the merge writes to.
+        notices: what a user should know about the device.
     """
 
     attempt: Attempt
     spaces: tuple[Space, ...]
+    notices: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[MergekitError, ...]:
@@ -68,7 +72,10 @@ def check_merge(job: Job, *, room: bool = True) -> Check:
         job: the merge.
         room: also refuse a disk with too little room, which is a guess where files are compressed or shared.
     """
-    attempt = try_to_plan(job.text, file=job.file, options=job.planning)
+    notices, absent = _device(job)
+    # For a merge that cannot be carried out here nothing is downloaded.
+    planning = replace(job.planning, preview=job.planning.preview or absent is not None)
+    attempt = try_to_plan(job.text, file=job.file, options=planning)
     problems = attempt.problems
     if job.out is not None:
         with problems.collected():
@@ -79,14 +86,22 @@ def check_merge(job: Job, *, room: bool = True) -> Check:
             refuse_unwritable(job.out)
         with problems.collected():
             refuse_claimed(job.out)
-    with problems.collected():
-        open_device(job.device)
+    if absent is not None:
+        problems.refusals.append(absent)
     cache = job.planning.hub.folder if _downloads(job, attempt.models) else None
     found = spaces(attempt, job.out, cache)
     for space in found if room else ():
         with problems.collected():
             space.require()
-    return Check(attempt, found)
+    return Check(attempt, found, notices)
+
+
+def _device(job: Job) -> tuple[tuple[str, ...], DeviceError | None]:
+    """What is to be said about the device, or why it cannot be used."""
+    try:
+        return open_device(job.device, job.keeping).notices, None
+    except DeviceError as error:
+        return (), error
 
 
 def _downloads(job: Job, models: Sequence[Model]) -> bool:

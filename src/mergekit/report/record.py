@@ -3,6 +3,7 @@
 ::
 
     format, mergekit, machine, method, recipe_sha256, seed, seconds
+    device     {name, version, devices}              what computed: `kernels` or `torch cuda`; devices only of torch
     method_file {file, sha256}                       only of a method in a Python file that the recipe names
     options    {shard_bytes, copy_tokenizer, crop_vocabulary, fuse_experts}, or {shard_bytes, raw: {names, integers}}
     parents    [{model, role, folder, files: [{name, bytes, header_sha256}], adapter: {folder, files, config_sha256}}]
@@ -77,13 +78,19 @@ class Measured(Protocol):
         """Of its bytes, unsigned."""
 
 
-def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str, float]) -> dict[str, object]:
+def merge_report(
+    plan: Plan,
+    outcomes: Iterable[Measured],
+    seconds: Mapping[str, float],
+    device: Mapping[str, object] | None = None,
+) -> dict[str, object]:
     """Contents of merge_report.json.
 
     Parameters:
         plan: the merge.
         outcomes: exactly one for each task of the plan, in any order.
         seconds: duration of each phase.
+        device: what computed; see :meth:`mergekit.engine.Compute.record`.
     """
     ordered = sorted(outcomes, key=lambda outcome: outcome.task)
     if [outcome.task for outcome in ordered] != list(range(len(plan.tasks))):
@@ -93,6 +100,7 @@ def merge_report(plan: Plan, outcomes: Iterable[Measured], seconds: Mapping[str,
         "format": FORMAT,
         "mergekit": __version__,
         "machine": machine(),
+        **({"device": device} if device else {}),
         "method": plan.method.name,
         **({"method_file": file} if (file := method_file(plan.method)) else {}),
         "recipe_sha256": recipe_hash(plan.recipe.text),

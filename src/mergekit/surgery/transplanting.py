@@ -143,8 +143,7 @@ def product_device(name: str | None) -> str | None:
     """
     from mergekit.engine import open_device
 
-    device: str | None = getattr(open_device(name), "device", None)
-    return device
+    return next(iter(open_device(name).devices), None)
 
 
 def fill(found: Transplantation, device: str | None, scratch: Scratch, watch: Watch = _unwatched) -> dict[str, Any]:
