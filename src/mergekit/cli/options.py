@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -35,11 +36,31 @@ _IGNORED = "mergekit.ignored"  # in Context.meta: notices about flags without ef
 
 
 class Option(click.Option):
-    """An option under a heading of the help text."""
+    """An option under a heading of the help text.
 
-    def __init__(self, *args: Any, heading: str = GENERAL, **settings: Any) -> None:
+    Parameters:
+        heading: of the help text.
+        bare: of an option that may stand alone, the value that it has then and what any other value looks like, so that
+            an argument after it is not taken for one.
+    """
+
+    def __init__(
+        self, *args: Any, heading: str = GENERAL, bare: tuple[str, str] | None = None, **settings: Any
+    ) -> None:
         super().__init__(*args, **settings)
         self.heading = heading
+        self.bare = bare
+
+    def joined(self, args: Sequence[str]) -> list[str]:
+        """The words of a command line, this option and its value made one word if it may stand alone."""
+        words, rest = [], list(args)
+        while self.bare and rest and rest[0] != "--":
+            word = rest.pop(0)
+            if word in self.opts:
+                value = rest.pop(0) if rest and re.fullmatch(self.bare[1], rest[0]) else self.bare[0]
+                word = f"{word}={value}"
+            words.append(word)
+        return words + rest
 
 
 class Command(click.Command):
@@ -48,6 +69,8 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, and report a wrong command line as JSON if that was asked for."""
         asked = "--json" in args
+        for param in self.params:
+            args = param.joined(args) if isinstance(param, Option) else args
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +43,8 @@ class DeltaSum(Method, ABC):
     lambda_: float = parameter(1.0, name="lambda", doc="factor of the sum of the task vectors")
     rescale: bool = parameter(False, kind="bool", doc="make up for what was dropped")
     rescale_norm: str = parameter("l1", kind="str", choices=NORMS, doc="norm of the task vector that is restored")
+    alone: bool = False
+    """Whether the result is the sum by itself: without the base, and not scaled."""
 
     def band(self, entries: int, model: int) -> tuple[int, int] | None:
         """How many entries, by descending magnitude, are kept after how many that are dropped; None to keep all."""
@@ -93,6 +95,14 @@ class DeltaSum(Method, ABC):
         if self.rescale and self.matches_norms:
             found.append(Norms("norms", len(models), self.votes_of))
         return tuple(found)
+
+    def reduced(self) -> DeltaSum:
+        """Cuts and norms are those of the deltas, however they are added up."""
+        return replace(self.direction(), weight=(1.0,) * len(self.weight), normalize=False, alone=False)
+
+    def direction(self) -> DeltaSum:
+        """The method that makes the sum alone: the merge is the base and :attr:`scale` times that, to the last bit."""
+        return replace(self, lambda_=1.0, alone=True)
 
     def cut(self, block: Block, stats: Stats) -> Cut:
         """The band of each model, with edges counted from the block's start."""
@@ -156,7 +166,7 @@ class DeltaSum(Method, ABC):
                 weights = zip(self.weight, agree, strict=True)
                 divisor = sum(weight * xp.astype(same, xp.float32) for weight, same in weights)
                 total = total / xp.where(divisor == 0, xp.ones_like(divisor), divisor)
-        return block.base + self.scale * total
+        return total if self.alone else block.base + self.scale * total
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
         """All steps in one pass over entries in registers and first-level cache; that of rare settings is `merge`."""
@@ -175,5 +185,6 @@ class DeltaSum(Method, ABC):
         chances = np.array([threshold(self.chance(model)) for model in models])
         keys = np.stack([block.keys(model) for model in models])
         cut = self.cut(block, stats)
-        settings = (cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize, self.scale)
-        delta_sum(block.base, reference, rows, weights, factors, *settings, out)
+        base, scale = (np.zeros_like(block.base), 1.0) if self.alone else (block.base, self.scale)
+        settings = (cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize, scale)
+        delta_sum(base, reference, rows, weights, factors, *settings, out)
