@@ -18,7 +18,7 @@ RECIPE = {
     "models": [{"model": "models/de"}, {"model": "models/es"}],
     "dtype": "bfloat16",
 }
-TEXT = ("--bytes", "1200", "--window", "150")
+TEXT = ("--bytes", "600", "--window", "150", "--num-threads", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ class Loading:
 
 @final
 class Bench:
-    """What stays between candidates: the model that is filled anew, the tokenizer, loaded tasks, and what merges share."""
+    """What stays between candidates: the model that is filled anew, the tokenizer, tasks, and what merges share."""
 
     def __init__(self, loading: Loading) -> None:
         self.loading = loading

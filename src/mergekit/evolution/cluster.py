@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, final
 
 from mergekit.errors import DeviceError
@@ -44,7 +46,7 @@ class Machines(Workers):
             num_cpus=threads, num_gpus=accelerated, max_restarts=-1, scheduling_strategy="SPREAD"
         )
         own = evaluator.prepare(threads, "cuda" if accelerated else None)
-        self._idle = [actor.remote(own) for _ in range(count)]
+        self._idle = [actor.remote(own, Path.cwd()) for _ in range(count)]
 
     def judge(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Judged]]:
         """Judge candidates on whichever actor is free."""
@@ -75,9 +77,10 @@ class Machines(Workers):
 
 
 class _Judge:
-    """What runs in an actor."""
+    """What runs in an actor, in the folder that relative paths of recipes start from."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: Evaluator, folder: Path) -> None:
+        os.chdir(folder)
         self._evaluator = evaluator
 
     def judge(self, job: Job) -> Judged:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -146,6 +147,7 @@ class Harness:
             return simple_evaluate(
                 model=judged,
                 tasks=self._task(name),
+                task_manager=known_tasks(self.tasks.folders, shipped=not self.tasks.folders),  # or it makes its own
                 num_fewshot=self.tasks.shots,
                 limit=self._limit(share),
                 log_samples=False,
@@ -179,13 +181,26 @@ class Harness:
 
 
 @contextlib.contextmanager
-def _hushed() -> Any:
-    """Without lm-eval's log, its bars and a change of Python's random state."""
+def _hushed() -> Iterator[None]:
+    """Without lm-eval's log, its bars, what programs say that it runs, and a change of Python's random state."""
     state, level = random.getstate(), logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with _errors_nowhere(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(level)
         random.setstate(state)
+
+
+@contextlib.contextmanager
+def _errors_nowhere() -> Iterator[None]:
+    """Standard error of this process, and of those that it starts, goes nowhere: lm-eval asks `git` who we are."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

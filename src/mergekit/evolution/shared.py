@@ -67,8 +67,9 @@ class Shared:
         if not isinstance(method, DeltaSum) or task.identical or not self._fits(task):
             return merge(task)
         entries = self._direction(task, method, merge).view(np.float32)
-        plain = {"normalize": False, "rescale": False, "rescale_norm": "l1"}
-        own = Along(weight=(1.0,), density=(1.0,), lambda_=method.scale, **plain)
+        own = Along(
+            weight=(1.0,), density=(1.0,), normalize=False, lambda_=method.scale, rescale=False, rescale_norm="l1"
+        )
         along = Operand(task.operands[0].model, Held.of(task.out.name, entries))
         return merge(replace(task, method=own, operands=(task.operands[0], along)))
 
