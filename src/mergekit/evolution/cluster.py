@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, final
 
@@ -37,6 +39,8 @@ class Machines(Workers):
         self, evaluator: Evaluator, address: str, count: int | None = None, threads: int | None = None
     ) -> None:
         self._ray = _connected(address)
+        self._told = redirect_stdout(sys.stderr)  # where Ray tells of what was lost
+        self._told.__enter__()
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         cores, accelerators = (_resource(nodes, name) for name in ("CPU", "GPU"))
         count = count or int(accelerators) or len(nodes)
@@ -74,6 +78,7 @@ class Machines(Workers):
     def close(self) -> None:
         """Leave the cluster; the actors end with that."""
         self._ray.shutdown()
+        self._told.__exit__(None, None, None)
 
 
 class _Judge:

@@ -64,7 +64,7 @@ class Shared:
             merge: does a task.
         """
         method = task.method
-        if not isinstance(method, DeltaSum) or task.identical or not self._fits(task):
+        if not isinstance(method, DeltaSum) or not method.adds_votes or task.identical or not self._fits(task):
             return merge(task)
         entries = self._direction(task, method, merge).view(np.float32)
         own = Along(
