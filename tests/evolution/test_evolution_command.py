@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from mergekit.cli.main import commands
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = ("de", "es", "fr", "py")
+LANGUAGES = ("de", "py")
 TEXT = {"bytes": 600, "window": 150}
 
 
@@ -82,16 +82,16 @@ def test_it_beats_the_best_uniform_weight_though_it_is_killed_twice(tmp_path, ca
     recipe = write(tmp_path / "uniform.yml", **{**genome(), "dtype": "bfloat16", "models": models})
     objectives = [part for name in LANGUAGES for part in ("--objective", f"perplexity:examples/text/{name}.txt")]
     sizes = ("--bytes", TEXT["bytes"], "--window", TEXT["window"])
-    uniform = run("sweep", recipe, "--set", "parameters.weight=0.25:0.45:5", *objectives, *sizes)
+    uniform = run("sweep", recipe, "--set", "parameters.weight=0.5:0.75:6", *objectives, *sizes)
     best_uniform = max(point["score"] for point in uniform["points"])
-    budget = ("--max-fevals", 30, "--seed", 1)
-    kill_after(9, file, tmp_path / "killed", *budget)
-    kill_after(20, file, tmp_path / "killed", *budget)
+    budget = ("--max-fevals", 16, "--seed", 1)
+    kill_after(4, file, tmp_path / "killed", *budget)
+    kill_after(10, file, tmp_path / "killed", *budget)
     found = evolve(file, tmp_path / "killed", *budget)
     best = max(trial["score"] for trial in found["trials"])
     with capsys.disabled():
         print(f"\nbest uniform weight {best_uniform:.3f}, first {found['trials'][0]['score']:.3f}, found {best:.3f}")
-    assert len(found["trials"]) == 30
+    assert len(found["trials"]) == 16
     assert best > best_uniform
     whole = evolve(file, tmp_path / "whole", *budget, "--no-save-final-model", "--plots", "none")
     assert without_times(whole) == without_times(found)

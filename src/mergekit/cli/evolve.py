@@ -294,7 +294,8 @@ def _finish(found: Found, evaluator: RecipeEvaluator, flags: dict[str, Any], out
         from mergekit.merging import merge_recipe
 
         merge = replace(evaluator.loading.merge, overwrite=True, write_model_card=True, out_shard_size=5_000_000_000)
-        merge_recipe(found.recipe(best), storage / "final_model", file=str(storage / BEST), options=carrying_out(merge))
+        recipe = (storage / BEST).read_text(encoding="utf-8")  # the model tells which text it was made from
+        merge_recipe(recipe, storage / "final_model", file=str(storage / BEST), options=carrying_out(merge))
         files.append(storage / "final_model")
     first = found.entries[0]
     rows = [
