@@ -11,7 +11,7 @@ import numpy as np
 from mergekit.api.arrays import Octets
 from mergekit.checkpoint import DTYPES
 from mergekit.engine.local import Recall
-from mergekit.methods.contract import Array, Block, Needs, Raw, Stats
+from mergekit.methods.contract import Array, Block, Method, Needs, Raw, Reduction, Stats
 from mergekit.methods.delta_sum import DeltaSum
 from mergekit.plan import Operand, TensorTask
 from mergekit.plan.views import Held
@@ -40,7 +40,44 @@ class Along(DeltaSum):
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
         """The same in one pass."""
-        self.add_up(block, stats, block.models, block.models[0, :0], out)
+        self.add_up(block.base, self.scale, block, stats, block.models, block.models[0, :0], out)
+
+
+@final
+@dataclass(frozen=True)
+class Direction(Method):
+    """What a method adds to the base, before it is scaled: float32.
+
+    Parameters:
+        whole: the method; its scale does not matter.
+    """
+
+    name: ClassVar[str] = "direction"
+    title: ClassVar[str] = "Direction of a merge"
+    reference: ClassVar[str] = ""
+    needs: ClassVar[Needs] = Needs(base="required")
+
+    whole: DeltaSum
+
+    def grain(self, shape: tuple[int, ...]) -> int:
+        """That of the method."""
+        return self.whole.grain(shape)
+
+    def reductions(self) -> tuple[Reduction, ...]:
+        """Those of the method."""
+        return self.whole.reductions()
+
+    def reduced(self) -> Method:
+        """As the method, with which it shares what they find."""
+        return self.whole.reduced()
+
+    def merge(self, block: Block, stats: Stats) -> Array:
+        """The sum."""
+        return self.whole.total(block, stats)
+
+    def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
+        """The same on top of nothing."""
+        self.whole.fuse_onto(np.zeros_like(block.base), 1.0, block, stats, out)
 
 
 @final
@@ -74,7 +111,7 @@ class Shared:
         return merge(replace(task, method=own, operands=(task.operands[0], along)))
 
     def _direction(self, task: TensorTask, method: DeltaSum, merge: Merge) -> Octets:
-        own = replace(task, method=method.direction(), out=replace(task.out, dtype=DTYPES["F32"]))
+        own = replace(task, method=Direction(replace(method, lambda_=1.0)), out=replace(task.out, dtype=DTYPES["F32"]))
         known, entries = self._directions.get(task.out.name, (None, None))
         if entries is None or known != own:
             entries = merge(own)
