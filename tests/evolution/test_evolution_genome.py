@@ -107,7 +107,7 @@ def test_e1_weights_are_folded_and_densities_clamped():
         "weight": -0.3,
         "density": 0.7,
     }
-    assert (negative.genes[0].low, negative.genes[0].high) == (-2, 2)
+    assert (negative.genes[0].low, negative.genes[0].high) == (-1, 1)
 
 
 def test_e1_slerp_merges_the_two_models_with_the_greatest_values():
@@ -315,3 +315,8 @@ def test_models_of_equal_names_are_told_apart(tmp_path, monkeypatch, examples):
     genome = {"merge_method": "linear", "models": ["first/model", "second/model"]}
     found = prepare(rendered({"genome": genome, "tasks": ["t"]}), "e", MergeOptions())[1]
     assert [gene.name for gene in found.genes] == ["weight first/model", "weight second/model"]
+
+
+@pytest.mark.parametrize(("models", "high"), [(("de",), 2), (("de", "es"), 1)])
+def test_weights_of_several_models_share_what_one_could_have(models, high):
+    assert {(gene.low, gene.high) for gene in drafted("task_arithmetic", models).genes} == {(0, high)}

@@ -18,7 +18,7 @@ RECIPE = {
     "models": [{"model": "models/de"}, {"model": "models/es"}],
     "dtype": "bfloat16",
 }
-TEXT = ("--bytes", "1200", "--window", "150")
+TEXT = ("--bytes", "600", "--window", "150", "--num-threads", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,21 @@ def test_the_curve_of_a_scale(recipe, tmp_path):
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [float(row["score"]) for row in rows] == pytest.approx(scores, rel=1e-5)
+
+
+def test_the_curve_of_a_scale_is_that_of_separate_merges(recipe, tmp_path):
+    """Directions that are used again for every scale change no score, on one process or two."""
+    arguments = ("--set", "parameters.density=0.4,0.8", "--objective", "perplexity:text/de.txt", *TEXT, "--json")
+    thin = tmp_path / "thin.yml"
+    thin.write_text(yaml.safe_dump({**RECIPE, "merge_method": "dare_ties"}), encoding="utf-8")
+    scales = {
+        scale: json.loads(run(str(thin), "--set", f"parameters.lambda={scale}", *arguments).stdout)
+        for scale in (0.5, 1.0)
+    }
+    together = json.loads(run(str(thin), "--set", "parameters.lambda=0.5,1.0", *arguments).stdout)
+    expected = [point["score"] for found in scales.values() for point in found["points"]]
+    assert [point["score"] for point in together["points"]] == expected
+    assert len(set(expected)) == 4
 
 
 def test_what_a_model_scores_is_what_its_merge_scores(recipe, tmp_path):

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from mergekit.cli.main import commands
+
+pytestmark = pytest.mark.filterwarnings("default")  # lm-eval and what it imports
 ROOT = Path(__file__).parents[2]
 GUIDE = """
 genome:
@@ -49,10 +53,15 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
 
 
+@pytest.fixture(autouse=True)
+def _in_the_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(shared_folder):
     """The folder in which the guide's reader is."""
-    folder = tmp_path_factory.mktemp("guide")
+    folder = shared_folder
     own = tokenizer()
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     for seed, name in enumerate(("base", "a", "b")):
@@ -68,20 +77,26 @@ def folder(tmp_path_factory):
     return folder
 
 
-def evolve(folder, *arguments, code=0):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HOME": str(folder / "hub"), "NO_COLOR": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    start = [sys.executable, "-m", "mergekit.cli.main", "evolve"]
-    line = [*start, *map(str, arguments), "--task-search-path", "tasks"]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
+def command(*arguments):
+    """`mergekit-evolve` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HOME": "hub", "NO_COLOR": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", "from mergekit.cli.main import main_evolve; main_evolve()", *arguments]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def evolve(*arguments, code=0):
+    """The same in this process, which has imported lm-eval once."""
+    done = CliRunner().invoke(commands, ["evolve", *arguments, "--task-search-path", "tasks", "--num-threads", "1"])
+    assert done.exit_code == code, done.output
     return done
 
 
 def test_the_search_of_a_published_guide(folder):
-    arguments = "evolve.evolve.yml --storage-path ws --n-iterations 3 --task local_task"
-    done = evolve(folder, *arguments.split())
-    assert "local_task" in done.stdout
+    called = "evolve.evolve.yml --storage-path ws --n-iterations 3 --task local_task"  # and where the task is
+    assert "local_task" in command(*called.split(), "--task-search-path", "tasks")
     history = json.loads((folder / "ws" / "history.json").read_text(encoding="utf-8"))
     accuracies = [trial["objectives"]["local_task"] for trial in history["trials"]]
     assert len(accuracies) == 3
@@ -97,17 +112,17 @@ def test_the_direction_of_a_metric_limit_and_shuffle(folder):
     content = yaml.safe_load(GUIDE) | {"limit": 4, "shuffle": True, "num_fewshot": 0}
     content["tasks"] = [{"name": "local_task", "metric": "brier_score,none", "weight": 2}]
     (folder / "brier.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    done = evolve(folder, "brier.yml", "--storage-path", "brier", "--max-fevals", 2, "--json", "--no-save-final-model")
+    done = evolve("brier.yml", "--storage-path", "brier", "--max-fevals", 2, "--json", "--no-save-final-model")
     for trial in json.loads(done.stdout)["trials"]:
         assert trial["score"] == pytest.approx(-2 * trial["objectives"]["local_task"])
 
 
 def test_mistakes_about_tasks_are_found_before_work(folder):
-    unknown = evolve(folder, "evolve.evolve.yml", "--storage-path", "no", "--task", "local_tsk", code=4)
+    unknown = evolve("evolve.evolve.yml", "--storage-path", "no", "--task", "local_tsk", code=4)
     assert "there is no task `local_tsk`" in unknown.stderr
     assert "try `local_task`" in unknown.stderr
     (folder / "metric.yml").write_text(GUIDE.replace("acc,none", "acc,nnoe"), encoding="utf-8")
-    metric = evolve(folder, "metric.yml", "--storage-path", "metric", "--max-fevals", 2, code=4)
+    metric = evolve("metric.yml", "--storage-path", "metric", "--max-fevals", 2, code=4)
     assert "task `local_task` has no metric `acc,nnoe`" in metric.stderr
     assert "try `acc,none`" in metric.stderr
 
@@ -118,7 +133,7 @@ def test_perplexity_of_models_with_a_tokenizer(folder):
     del content["tasks"]
     (folder / "text.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
     arguments = "text.yml --storage-path text --max-fevals 2 --json --no-save-final-model"
-    found = json.loads(evolve(folder, *arguments.split()).stdout)
+    found = json.loads(evolve(*arguments.split()).stdout)
     for trial in found["trials"]:
         perplexity, bits = trial["objectives"].values()
         assert perplexity == pytest.approx(2**bits)  # a token of this tokenizer is a byte

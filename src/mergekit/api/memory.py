@@ -15,7 +15,7 @@ from mergekit.api.arrays import Octets
 from mergekit.checkpoint import Extent
 from mergekit.checkpoint.reading import Buffer, octets
 from mergekit.engine import Compute
-from mergekit.engine.local import Team, crew
+from mergekit.engine.local import Recall, Team, crew
 from mergekit.engine.worker import Reader
 from mergekit.errors import NonFiniteError
 from mergekit.plan import Memory, TensorTask
@@ -60,18 +60,21 @@ class Sink:
 
 
 @contextmanager
-def merger(memory: Memory, files: Reader, compute: Compute) -> Iterator[Callable[[TensorTask], Octets]]:
+def merger(
+    memory: Memory, files: Reader, compute: Compute, recall: Recall | None = None
+) -> Iterator[Callable[[TensorTask], Octets]]:
     """Workers that do one task after the other; what they are given to do returns the bytes of its output.
 
     Parameters:
         memory: sizes of the buffers.
         files: the inputs.
         compute: where the mathematics runs.
+        recall: what reductions have found in earlier merges.
     """
     sink = Sink()
     workers = crew(memory, files, sink, compute, lambda _: None)
     with ThreadPoolExecutor(len(workers)) as pool:
-        team = Team(workers, pool if len(workers) > 1 else None)
+        team = Team(workers, pool if len(workers) > 1 else None, recall)
 
         def merge(task: TensorTask) -> Octets:
             sink.held = np.empty(task.out.nbytes, np.uint8)

@@ -202,9 +202,9 @@ def _options(flags: dict[str, Any], experiment: Experiment) -> SearchOptions:
 
     names = ("evaluations", "timeout", "seed", "sampler", "population", "sigma0", "halving")
     asked = flags.pop("num_gpus")
-    flags["workers"] = flags["workers"] or asked or 1
+    flags["workers"] = flags["workers"] or asked
     options = SearchOptions(
-        **{name: flags.pop(name) for name in names}, scattered=experiment.scattered, workers=flags["workers"]
+        **{name: flags.pop(name) for name in names}, scattered=experiment.scattered, workers=flags["workers"] or 1
     )
     objectives = [objective for objective, _ in experiment.objectives]
     if experiment.pareto and len(objectives) < 2:
@@ -234,7 +234,7 @@ def _searched(
         tracker = Tracker(flags["wandb_project"], flags["wandb_entity"], {"configuration": experiment.text})
     teller = _Teller(flags["storage"], options.evaluations, output, tracker)
     settings = {"`--random-seed`": str(evaluator.loading.merge.random_seed)}
-    with ready_workers(evaluator, options.workers) as workers:
+    with ready_workers(evaluator, flags["workers"], flags["ray"]) as workers:
         found = search(
             genome,
             evaluator.objectives,
@@ -294,7 +294,8 @@ def _finish(found: Found, evaluator: RecipeEvaluator, flags: dict[str, Any], out
         from mergekit.merging import merge_recipe
 
         merge = replace(evaluator.loading.merge, overwrite=True, write_model_card=True, out_shard_size=5_000_000_000)
-        merge_recipe(found.recipe(best), storage / "final_model", file=str(storage / BEST), options=carrying_out(merge))
+        recipe = (storage / BEST).read_text(encoding="utf-8")  # the model tells which text it was made from
+        merge_recipe(recipe, storage / "final_model", file=str(storage / BEST), options=carrying_out(merge))
         files.append(storage / "final_model")
     first = found.entries[0]
     rows = [

@@ -22,12 +22,23 @@ if TYPE_CHECKING:
 
 JUDGED = "How candidates are judged"
 
-in_workers = option(
-    JUDGED,
-    "--workers",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Processes that judge one candidate each; they share the cores. 1 if not given.",
+in_workers = accepted(
+    option(
+        JUDGED,
+        "--workers",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Processes that judge one candidate each; they share the cores. 1 if not given; with --ray one for each "
+        "accelerator of the cluster, or for each machine.",
+    ),
+    option(
+        JUDGED,
+        "--ray",
+        metavar="[ADDRESS]",
+        bare=("auto", r"auto|local|[^/\s]+:\d+"),
+        help="Judge on the machines of a Ray cluster: the one that runs here, or at HOST:PORT; local for a new one of "
+        "this machine alone. Models, texts and tasks must be at the same paths on all of them.",
+    ),
 )
 judged = accepted(
     option(
@@ -89,16 +100,26 @@ def loading_of(flags: dict[str, Any], strict: bool, bits: int | None = None) -> 
     return Loading(merge, None, flags.pop("batch"), trusted, bits, threads)
 
 
-def ready_workers(evaluator: RecipeEvaluator, count: int | None) -> Workers:
+def ready_workers(evaluator: RecipeEvaluator, count: int | None, cluster: str | None) -> Workers:
     """Workers for an evaluator, once it is known that it can do its work.
+
+    Parameters:
+        evaluator: every worker has a copy.
+        count: of the workers; None for the usual number.
+        cluster: address of a Ray cluster, or None for this machine.
 
     Raises:
         UnsupportedError: a library is not installed, a text is not there, or a task is unknown.
         MethodError: a function is not there.
+        DeviceError: there is no such cluster.
     """
     from mergekit.evolution.workers import Alone, Processes
 
     check_ready(evaluator.objectives, evaluator.loading.tasks)
+    if cluster:
+        from mergekit.evolution.cluster import Machines
+
+        return Machines(evaluator, cluster, count, evaluator.loading.threads)
     if (count or 1) == 1:
         return Alone(evaluator.prepare(evaluator.loading.threads, None))
     return Processes(evaluator, count or 1, _devices())

@@ -131,14 +131,15 @@ def _sweep(config_file: str, flags: dict[str, Any], output: Output) -> None:
     text, name = read_config(config_file)
     axes, plot = flags.pop("axes"), flags.pop("plot")
     objectives = _objectives(flags.pop("objectives"), flags.pop("text_bytes"), flags.pop("window"))
-    loading = replace(loading_of(flags, flags.pop("strict")), tasks=Tasks(folders=flags.pop("folders")))
+    tasks, scaled = Tasks(folders=flags.pop("folders")), any(axis.scales for axis in axes)
+    loading = replace(loading_of(flags, flags.pop("strict")), tasks=tasks, scaled=scaled)
     if plot:
         require_matplotlib()
     points = _planned(text, name, axes, objectives, loading.merge, flags.pop("unleashed"), output)
     sweep_memory()
     found: dict[int, Judged] = {}
-    with ready_workers(RecipeEvaluator(objectives, loading), flags.pop("workers")) as workers:
-        for index, judged in swept(points, workers):
+    with ready_workers(RecipeEvaluator(objectives, loading), flags.pop("workers"), flags.pop("ray")) as workers:
+        for index, judged in swept(axes, points, workers):
             found[index] = judged
             if judged.failure:
                 output.note([f"{_named(axes, points[index])}: {judged.failure}"])

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from queue import SimpleQueue
 from typing import TypeVar, final
@@ -50,11 +50,29 @@ class Outcome:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """What reductions have found in the last merge of each tensor, for merges that differ in little else."""
+
+    _found: dict[str, tuple[object, Stats]] = field(default_factory=dict)
+
+    def stats(self, task: TensorTask, reduce: Callable[[TensorTask], Stats]) -> Stats:
+        """The stats of a tensor: those of the last merge, if they must be the same."""
+        own = task.method.reduced(), task.operands, task.based, task.target
+        known, stats = self._found.get(task.out.name, (None, {}))
+        if known != own:
+            stats = reduce(task)
+            self._found[task.out.name] = own, stats
+        return stats
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Team:
     """Workers that share one tensor, each with a span of its own; alone, without threads, if there is one."""
 
     workers: Sequence[Worker]
     pool: ThreadPoolExecutor | None = None
+    recall: Recall | None = None
 
     def spans(self, task: TensorTask) -> list[Span]:
         """The tensor cut into one span of whole grains per worker."""
@@ -79,9 +97,12 @@ class Team:
         if operand is not None:
             measures = self.each(task, lambda worker, span: worker.copy(task, operand, span))
         else:
-            stats = self._reduce(task) if task.out.count else {}
+            stats = self._stats(task) if task.out.count else {}
             measures = self.each(task, lambda worker, span: worker.merge(task, span, stats))
         return _outcome(index, measures, time.perf_counter() - began)
+
+    def _stats(self, task: TensorTask) -> Stats:
+        return self.recall.stats(task, self._reduce) if self.recall else self._reduce(task)
 
     def _reduce(self, task: TensorTask) -> Stats:
         def sample() -> list[Block]:

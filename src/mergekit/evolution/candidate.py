@@ -20,8 +20,10 @@ from mergekit.checkpoint.companions import TOKENIZER, is_like
 from mergekit.errors import UnsupportedError
 from mergekit.evolution.harness import Harness, Tasks
 from mergekit.evolution.objectives import Measured
+from mergekit.evolution.shared import Shared
 from mergekit.merging import carry_out, inputs_of
 from mergekit.plan import Plan, plan_merge
+from mergekit.plan.memory import physical_memory
 
 SHARED_MEMORY = Path("/dev/shm")
 _BYTES = 256  # tokens of models over bytes
@@ -39,6 +41,7 @@ class Loading:
         bits: 4 or 8 to quantise models with bitsandbytes, 16 or 32 for plain weights; None for what the device likes.
         threads: of torch; None for its own choice.
         tasks: how tasks of lm-eval are run.
+        scaled: whether candidates differ in the scale of what is added to the base, above all.
     """
 
     merge: MergeOptions = field(default_factory=MergeOptions)
@@ -48,15 +51,17 @@ class Loading:
     bits: int | None = None
     threads: int | None = None
     tasks: Tasks = field(default_factory=Tasks)
+    scaled: bool = False
 
 
 @final
 class Bench:
-    """What stays between candidates: the model that is filled anew, the tokenizer, and loaded tasks."""
+    """What stays between candidates: the model that is filled anew, the tokenizer, tasks, and what merges share."""
 
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
         self.harness = Harness(loading.tasks)
+        self.shared = Shared(physical_memory() // 4 if loading.scaled else 0)
         self._config = ""
         self._model: Any = None
         self._tokenizers: dict[str, Any] = {}
@@ -159,9 +164,10 @@ class Candidate:
         from mergekit.engine import open_device
 
         library, compute = TorchTensors(), open_device(device(self._bench.loading.merge))
-        with inputs_of(self.plan) as files, merger(self.plan.memory, files, compute) as merge:
+        shared = self._bench.shared
+        with inputs_of(self.plan) as files, merger(self.plan.memory, files, compute, shared.recall) as merge:
             for task in self.plan.tasks:
-                yield task.out.name, library.array(merge(task), task.out.dtype, task.out.shape)
+                yield task.out.name, library.array(shared.merged(task, merge), task.out.dtype, task.out.shape)
 
     def close(self) -> None:
         """Remove the folder, if it was made."""

@@ -341,15 +341,20 @@ class Drafting:
         return tuple(bounds) if parameter.kind == "str" else ()
 
     def _bounds(self, parameter: Parameter, bounds: Sequence[Scalar]) -> tuple[float, float]:
-        """The user's, else the declared ones, else from 0 to twice the default."""
+        """The user's, else the declared ones, else from 0 as far as sensible."""
         if len(bounds) == 2 and all(isinstance(coerce(bound, parameter.kind), int | float) for bound in bounds):
             return float(bounds[0]), float(bounds[1])
         if competes(self.space, self.method):
             return _LOGITS
-        default = parameter.default if isinstance(parameter.default, int | float) else 0.5
-        high = 2.0 * (default or 0.5) if parameter.high is None else float(parameter.high)
+        high = self._farthest(parameter) if parameter.high is None else float(parameter.high)
         low = 0.0 if parameter.low is None else float(parameter.low)
         return (-high, high) if self.space.negative and parameter.name == "weight" else (low, high)
+
+    def _farthest(self, parameter: Parameter) -> float:
+        """Twice the default; weights of several models share what one could have, and more of all ruins a merge."""
+        if parameter.name == "weight" and len(self.space.recipe.models) > 1:
+            return 1.0
+        return 2.0 * (parameter.default or 0.5) if isinstance(parameter.default, int | float) else 1.0
 
     def _start(self, parameter: Parameter, choices: Sequence[Scalar], low: float, high: float) -> Scalar:
         if choices:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -57,8 +59,13 @@ class Tasks:
     seed: int = 0
 
 
-def known_tasks(tasks: Tasks) -> Any:
-    """lm-eval's manager of tasks, with those in the folders.
+@lru_cache(maxsize=2)
+def known_tasks(folders: tuple[Path, ...], shipped: bool = True) -> Any:
+    """lm-eval's manager of tasks.
+
+    Parameters:
+        folders: where further tasks are looked for.
+        shipped: look among the thousands that come with lm-eval too, which takes many seconds.
 
     Raises:
         UnsupportedError: lm-eval is not installed.
@@ -67,7 +74,7 @@ def known_tasks(tasks: Tasks) -> Any:
         with _hushed():
             from lm_eval.tasks import TaskManager
 
-            return TaskManager(include_path=[str(folder) for folder in tasks.folders] or None)
+            return TaskManager(include_path=[str(folder) for folder in folders] or None, include_defaults=shipped)
     except ImportError as error:
         raise missing("tasks of lm-eval", "lm-eval") from error
 
@@ -83,7 +90,9 @@ def refuse_unknown(names: Sequence[str], tasks: Tasks) -> None:
     Raises:
         UnsupportedError: there is no such task, or no lm-eval.
     """
-    known = known_tasks(tasks).all_tasks
+    if {*names} <= {*known_tasks(tasks.folders, shipped=not tasks.folders).all_tasks}:
+        return
+    known = known_tasks(tasks.folders).all_tasks
     for name in names:
         if name not in known:
             close = nearest(name, known)
@@ -138,6 +147,7 @@ class Harness:
             return simple_evaluate(
                 model=judged,
                 tasks=self._task(name),
+                task_manager=known_tasks(self.tasks.folders, shipped=not self.tasks.folders),  # or it makes its own
                 num_fewshot=self.tasks.shots,
                 limit=self._limit(share),
                 log_samples=False,
@@ -152,10 +162,16 @@ class Harness:
             return None if share == 1 else share
         return max(1, round(self.tasks.limit * share))
 
+    def _load(self, name: str) -> Any:
+        """A task from the folders by themselves, unless it is made of others."""
+        with contextlib.suppress(Exception):
+            if self.tasks.folders:
+                return known_tasks(self.tasks.folders, shipped=False).load([name])
+        return known_tasks(self.tasks.folders).load([name])
+
     def _task(self, name: str) -> list[Any]:
         if name not in self._loaded:
-            manager = known_tasks(self.tasks)
-            task = manager.load([name])
+            task = self._load(name)
             if self.tasks.shuffle:
                 for each in task["tasks"].values():
                     each.dataset = each.dataset.shuffle(seed=self.tasks.seed)
@@ -165,13 +181,26 @@ class Harness:
 
 
 @contextlib.contextmanager
-def _hushed() -> Any:
-    """Without lm-eval's log, its bars and a change of Python's random state."""
+def _hushed() -> Iterator[None]:
+    """Without lm-eval's log, its bars, what programs say that it runs, and a change of Python's random state."""
     state, level = random.getstate(), logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with _errors_nowhere(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(level)
         random.setstate(state)
+
+
+@contextlib.contextmanager
+def _errors_nowhere() -> Iterator[None]:
+    """Standard error of this process, and of those that it starts, goes nowhere: lm-eval asks `git` who we are."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -54,6 +54,11 @@ class Axis:
         return cls(path, _spread(text, *span.groups()) if span else tuple(map(_scalar, written.split(","))))
 
     @property
+    def scales(self) -> bool:
+        """Whether it is the scale of what is added to the base."""
+        return self.label == "lambda"
+
+    @property
     def label(self) -> str:
         """Its last word."""
         return self.path.rpartition(".")[2]
@@ -138,16 +143,24 @@ def _no_place(path: str, steps: Sequence[str | int], place: Any, file: str | Non
     return RecipeError([Problem(what, file, known)])
 
 
-def sweep(points: Sequence[Point], workers: Workers) -> Iterator[tuple[int, Judged]]:
+def sweep(axes: Sequence[Axis], points: Sequence[Point], workers: Workers) -> Iterator[tuple[int, Judged]]:
     """Judge every point of a grid; pairs of index and result come as they are done.
 
+    Points that differ in a scale alone follow each other, as their merges have most in common.
+
     Parameters:
+        axes: of the grid.
         points: of the grid; those with one recipe are judged once.
         workers: where they are judged.
     """
+
+    def others(index: int) -> list[int]:
+        own = zip(axes, points[index].values, strict=True)
+        return [axis.values.index(value) for axis, value in own if not axis.scales]
+
     indices: dict[str, list[int]] = {}
-    for index, point in enumerate(points):
-        indices.setdefault(point.recipe, []).append(index)
+    for index in sorted(range(len(points)), key=others):
+        indices.setdefault(points[index].recipe, []).append(index)
     for job, judged in workers.judge(Job(recipe) for recipe in indices):
         for index in indices[job.recipe]:
             yield index, judged

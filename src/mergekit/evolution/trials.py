@@ -197,19 +197,21 @@ class Trials:
         """The trials to be judged next: those that a kill has left, and new ones up to the end of their generation.
 
         All of a generation are drawn before the first of them is over, so that no draw depends on which are done
-        first. Empty if the budget is used up.
+        first, or on where a budget ended. Empty if the budget is used up.
         """
         started = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         left = [trial for trial in started if trial.state == TrialState.RUNNING]
         size, count = self.options.generation_of(len(self._numbers), self.objectives), len(started)
         following = left[0].number if left else count
         end = 1 + size * max(1, -(-following // size))  # the start is one more in the first generation
+        if following >= self.options.evaluations:
+            return []
         drawn = [Trial(self.study, trial._trial_id) for trial in left]
-        drawn += [self.study.ask() for _ in range(count, min(end, self.options.evaluations))]
+        drawn += [self.study.ask() for _ in range(count, end)]
         for trial in drawn:
             for gene in self.genome.genes:
                 _draw(trial, gene)
-        return drawn
+        return [trial for trial in drawn if trial.number < self.options.evaluations]
 
     def values(self, trial: Trial | FrozenTrial) -> tuple[Scalar, ...]:
         """Values of the genes, in their order."""

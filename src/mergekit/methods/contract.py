@@ -317,6 +317,10 @@ class Method(ABC):
         """What must be known about the whole tensor, in the order in which it is found out."""
         return ()
 
+    def reduced(self) -> Method:
+        """The method without what its reductions do not depend on: where these are equal, so are the `stats`."""
+        return self
+
     @abstractmethod
     def merge(self, block: Block, stats: Stats) -> Array:
         """The merged entries of a block of float32 arrays: float32, shape (n,)."""

@@ -103,12 +103,12 @@ class DellaFrame(DeltaSum, ABC):
         ranks, keys, row = self._ranks_in(block, model), block.keys(model), block.models[model]
         thin_by_rank(row, block.base, ranks, low, step, self._divides, block.start, keys, out)
 
-    def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
+    def fuse_onto(self, origin: Raw, scale: float, block: Block, stats: Stats, out: Raw) -> None:
         """Votes model by model, then their sum in one pass."""
         votes = np.empty(block.models.shape, np.float32)
         for model, own in enumerate(votes):
             self.fill_votes(block, stats, model, own)
-        self.add_up(block, stats, votes, votes[0, :0], out)
+        self.add_up(origin, scale, block, stats, votes, votes[0, :0], out)
 
 
 @final

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,6 +94,10 @@ class DeltaSum(Method, ABC):
             found.append(Norms("norms", len(models), self.votes_of))
         return tuple(found)
 
+    def reduced(self) -> DeltaSum:
+        """Cuts and norms are those of the deltas, however they are added up."""
+        return replace(self, weight=(1.0,) * len(self.weight), lambda_=1.0, normalize=False)
+
     def cut(self, block: Block, stats: Stats) -> Cut:
         """The band of each model, with edges counted from the block's start."""
         if "cut" in stats:
@@ -141,6 +145,10 @@ class DeltaSum(Method, ABC):
         thin(block.models[model], block.base, bits, edges, chance, block.start, keys, out)
 
     def merge(self, block: Block, stats: Stats) -> Array:
+        """The base plus the scaled sum."""
+        return block.base + self.scale * self.total(block, stats)
+
+    def total(self, block: Block, stats: Stats) -> Array:
         """Votes, election and sum on the block."""
         from array_api_compat import array_namespace
 
@@ -156,17 +164,23 @@ class DeltaSum(Method, ABC):
                 weights = zip(self.weight, agree, strict=True)
                 divisor = sum(weight * xp.astype(same, xp.float32) for weight, same in weights)
                 total = total / xp.where(divisor == 0, xp.ones_like(divisor), divisor)
-        return block.base + self.scale * total
+        return total
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
         """All steps in one pass over entries in registers and first-level cache; that of rare settings is `merge`."""
         if self.adds_votes:
-            self.add_up(block, stats, block.models, block.base, out)
+            self.fuse_onto(block.base, self.scale, block, stats, out)
         else:
             with np.errstate(invalid="ignore", over="ignore"):  # what is broken is found in the output
                 super().fuse(block, stats, out)
 
-    def add_up(self, block: Block, stats: Stats, rows: Raw, reference: Raw, out: Raw) -> None:
+    def fuse_onto(self, origin: Raw, scale: float, block: Block, stats: Stats, out: Raw) -> None:
+        """The scaled sum on top of any entries; the deltas are those from the base."""
+        self.add_up(origin, scale, block, stats, block.models, block.base, out)
+
+    def add_up(
+        self, origin: Raw, scale: float, block: Block, stats: Stats, rows: Raw, reference: Raw, out: Raw
+    ) -> None:
         """What is kept of the rows less a reference, elected and added up; without a reference the rows are deltas."""
         from mergekit.kernels.fused import delta_sum
 
@@ -175,5 +189,5 @@ class DeltaSum(Method, ABC):
         chances = np.array([threshold(self.chance(model)) for model in models])
         keys = np.stack([block.keys(model) for model in models])
         cut = self.cut(block, stats)
-        settings = (cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize, self.scale)
-        delta_sum(block.base, reference, rows, weights, factors, *settings, out)
+        settings = (cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize, scale)
+        delta_sum(origin, reference, rows, weights, factors, *settings, out)
