@@ -7,17 +7,10 @@ the same bytes in the same places.
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
-import threading
 import uuid
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +19,7 @@ from mergekit import __version__
 from mergekit.checkpoint import Checkpoint, ShardWriter
 from mergekit.engine.batches import Batch, batches
 from mergekit.engine.compute import Compute
+from mergekit.engine.connection import connected
 from mergekit.engine.local import Outcome
 from mergekit.engine.node import Chunk, Done, Failed, Job, Load, work
 from mergekit.errors import BudgetError, DeviceError, Findings
@@ -77,7 +71,7 @@ def execute_on_cluster(
         MergekitError: whatever :func:`mergekit.engine.execute` raises, and that a file is not on one of the machines.
     """
     writer.sync()  # the empty files are there, for all machines, before one of them writes
-    with _connected(cluster.address) as ray:
+    with connected(cluster.address) as ray:
         memory, workers = _team(plan.memory, ray.nodes())
         sizes = [(index, task.read_bytes) for index, task in enumerate(plan.tasks) if index not in finished]
         job = ray.put(_packed(ray, _job(plan, memory, compute, cluster.collect), plan.tasks))
@@ -180,6 +174,7 @@ def _job(plan: Plan, memory: Memory, compute: Compute, collect: bool) -> Job:
         findings=Findings(),
         memory=memory,
         treated=(),
+        alignments={},
     )
     return Job(uuid.uuid4().hex, common, compute, Path.cwd(), sizes, collect, __version__, compute.version)
 
@@ -214,51 +209,3 @@ def _packed(ray: Any, value: Job | Load, tasks: Sequence[TensorTask]) -> bytes:
     finally:
         for module in made:
             ray.cloudpickle.unregister_pickle_by_value(sys.modules[module])
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """The library, connected to a cluster; a connection that is there already stays.
-
-    Raises:
-        DeviceError: Ray is not installed, or there is no cluster.
-    """
-    try:
-        ray: Any = import_module("ray")
-    except ImportError as error:
-        raise DeviceError("merging on several machines needs Ray", hint="pip install 'mergekit[ray]'") from error
-    if ray.is_initialized():
-        yield ray
-        return
-    with _own_signals(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # about versions of Ray to come
-        own = _for_this_machine_alone() if address == "local" else {}
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            what = f"there is no Ray cluster at `{address}`: {' '.join(str(error).split())}"
-            hint = "`ray start --head` on one machine first; `--ray local` tries it on this machine alone"
-            raise DeviceError(what, hint=hint) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _for_this_machine_alone() -> dict[str, Any]:
-    """Settings of a cluster that nothing outside of this machine can see, and that tells nobody of itself."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    return {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """What happens when this process is told to stop is not for Ray to change."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any, final
 
-from mergekit.errors import DeviceError
+from mergekit.engine.connection import connected
 from mergekit.evolution.evaluation import Evaluator, Job, Judged
 from mergekit.evolution.workers import Workers
 
@@ -38,9 +36,9 @@ class Machines(Workers):
     def __init__(
         self, evaluator: Evaluator, address: str, count: int | None = None, threads: int | None = None
     ) -> None:
-        self._ray = _connected(address)
-        self._told = redirect_stdout(sys.stderr)  # where Ray tells of what was lost
-        self._told.__enter__()
+        self._ending = ExitStack()
+        self._ray = self._ending.enter_context(connected(address))
+        self._ending.enter_context(redirect_stdout(sys.stderr))  # where Ray tells of what was lost
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         cores, accelerators = (_resource(nodes, name) for name in ("CPU", "GPU"))
         count = count or int(accelerators) or len(nodes)
@@ -50,7 +48,8 @@ class Machines(Workers):
             num_cpus=threads, num_gpus=accelerated, max_restarts=-1, scheduling_strategy="SPREAD"
         )
         own = evaluator.prepare(threads, "cuda" if accelerated else None)
-        self._idle = [actor.remote(own, Path.cwd()) for _ in range(count)]
+        self._actors = [actor.remote(own, Path.cwd()) for _ in range(count)]
+        self._idle = [*self._actors]
 
     def judge(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Judged]]:
         """Judge candidates on whichever actor is free."""
@@ -76,9 +75,10 @@ class Machines(Workers):
             yield job, judged
 
     def close(self) -> None:
-        """Leave the cluster; the actors end with that."""
-        self._ray.shutdown()
-        self._told.__exit__(None, None, None)
+        """Let the actors end, and leave the cluster."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._ending.close()
 
 
 class _Judge:
@@ -98,21 +98,3 @@ def _resource(nodes: Iterable[Any], name: str) -> float:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _connected(address: str) -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise DeviceError("judging on several machines needs Ray", hint='`pip install "mergekit[ray]"`') from error
-    if ray.is_initialized():
-        return ray
-    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # about versions of Ray to come
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            hint = "`ray start --head` on one machine first; `--ray local` tries it on this machine alone"
-            raise DeviceError(f"there is no Ray cluster at `{address}`: {_line(error)}", hint=hint) from error
-    return ray
