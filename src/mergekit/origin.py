@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mergekit.checkpoint.hub import Hub, is_local
+from mergekit.checkpoint.hub import Hub
 from mergekit.errors import CheckpointError, MergekitError, Problem, VerificationError
-from mergekit.plan import Plan, PlanOptions, plan_merge
+from mergekit.making import RECIPE, Maker, maker_of
+from mergekit.plan import Plan, PlanOptions
 from mergekit.plan.fingerprint import header_hash, recipe_hash
-from mergekit.plan.planner import VOCABULARY
-from mergekit.raw import Matching, plan_raw
-from mergekit.raw.language import read_raw
-from mergekit.recipe import Recipe, decoded, read_recipe
+from mergekit.recipe import ModelRef, decoded
 from mergekit.report.record import FORMAT
 
-RECIPE, REPORT = "mergekit_config.yml", "merge_report.json"
+REPORT = "merge_report.json"
 _OPTIONS: Mapping[str, type] = {
     "shard_bytes": int,
     "copy_tokenizer": bool,
@@ -75,7 +72,7 @@ class Origin:
         folder: of the model.
         text: the recipe.
         options: with which it was carried out.
-        raw: how raw checkpoints were matched; None if models were merged.
+        maker: what made it.
         parents: the models and adapters.
         device: what computed, as the report says; empty if it does not say.
         others: names of models of which the recipe takes only tokens, and which are no folders here.
@@ -84,7 +81,7 @@ class Origin:
     folder: Path
     text: str
     options: PlanOptions
-    raw: Matching | None
+    maker: Maker
     parents: tuple[Parent, ...]
     others: tuple[str, ...]
     device: Mapping[str, Any] = field(default_factory=dict)
@@ -93,23 +90,18 @@ class Origin:
         """What is known to have changed of the models since."""
         return tuple(problem for parent in self.parents for problem in parent.changes())
 
-    def planned(self, anywhere: bool = False) -> Plan:
+    def planned(self) -> Plan:
         """The plan of the merge, made again.
 
-        Parameters:
-            anywhere: take models that are not where they were from where the recipe says, which may be the hub.
-
         Raises:
-            VerificationError: a model is not where it was, and `anywhere` is not given.
+            VerificationError: a model is not where it was, or the plan takes more than looking at the models.
             MergekitError: the merge cannot be planned any more.
         """
         absent = [f"{parent.name} is not where it was ({parent.folder})" for parent in self.parents if parent.is_gone]
         absent += [f"{name} is not here" for name in self.others]
-        if absent and not anywhere:
+        if absent:
             raise VerificationError(absent[0])
-        if self.raw is not None:
-            return plan_raw(self.text, file=RECIPE, options=self.options, matching=self.raw)
-        return plan_merge(self.text, file=RECIPE, options=self.options)
+        return self.maker.planned(self.text, self.options)
 
 
 def read_origin(folder: Path) -> Origin:
@@ -127,19 +119,18 @@ def read_origin(folder: Path) -> Origin:
         raise VerificationError(what, place=str(folder), expected="the text that was merged, byte for byte")
     try:
         recorded = report.get("options", {})
-        matching = Matching(**recorded["raw"]) if "raw" in recorded else None
-        recipe = _parsed(text, matching)
-        parents = _parents(report, recipe)
+        maker = maker_of(recorded)
+        parents = _parents(report, maker.references(text))
+        named = maker.tokens_of(text)
         options = _options(report, recorded)
         device = {key: str(report["device"][key]) for key in ("name", "version")} if "device" in report else {}
     except (LookupError, TypeError, ValueError, AttributeError, MergekitError) as error:
         what = f"{REPORT} does not tell how to merge again: {type(error).__name__} {error}"
         raise VerificationError(what, place=str(folder / REPORT)) from error
     known = {name: parent.folder for name, parent in parents.items() if not parent.is_gone}
-    named = [ref.model for ref in recipe.tokenizer.references()] if recipe.tokenizer else []
-    others = tuple(str(address) for address in named if str(address) not in known and not is_local(address))
+    others = tuple(name for name in named if name not in known)
     options = replace(options, hub=Hub(known=known))
-    return Origin(folder, text, options, matching, tuple(parents.values()), others, device)
+    return Origin(folder, text, options, maker, tuple(parents.values()), others, device)
 
 
 def _recipe(file: Path) -> str:
@@ -168,18 +159,10 @@ def _options(report: Mapping[str, Any], recorded: Mapping[str, Any]) -> PlanOpti
     return PlanOptions(**known, seed=report["seed"])
 
 
-def _parsed(text: str, matching: Matching | None) -> Recipe:
-    read = read_raw if matching else partial(read_recipe, vocabulary=VOCABULARY)
-    recipe, findings = read(text, file=RECIPE)
-    findings.raise_errors()
-    assert recipe is not None, "without errors there is a recipe"
-    return recipe
-
-
-def _parents(report: Mapping[str, Any], recipe: Recipe) -> dict[str, Parent]:
+def _parents(report: Mapping[str, Any], references: Iterable[ModelRef]) -> dict[str, Parent]:
     """Models and adapters by what the recipe calls each of them; a report lists them in the recipe's order."""
     found: dict[str, Parent] = {}
-    for ref, entry in zip(recipe.references(), report["parents"], strict=True):
+    for ref, entry in zip(references, report["parents"], strict=True):
         found[str(ref.model)] = _parent(str(ref.model), entry)
         if ref.adapter is not None:
             found[str(ref.adapter)] = _parent(str(ref.adapter), entry["adapter"])

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from mergekit.checkpoint.writing import reported
 from mergekit.errors import DeviceError, MergekitError, Problem
-from mergekit.merging import JobOptions, Progress, carry_out
+from mergekit.merging import JobOptions, Progress
 from mergekit.origin import REPORT, Origin, read_origin
+from mergekit.plan import PlanOptions
 from mergekit.report.bytewise import Comparison, compare_bytes
 
 KERNELS = "kernels"
@@ -70,9 +71,9 @@ def reproduce(
     changes, compared = (*origin.changes(), *software), against or out
     with _workplace(out) as place:
         try:
-            job = JobOptions(device=device, keeping=options.keeping, model_card=False)
-            again = _with_limits(origin, options)
-            carry_out(lambda: again.planned(anywhere=True), place / out.resolve().name, job, progress)
+            planning = _limited(origin, options)
+            job = JobOptions(planning, device=device, keeping=options.keeping, model_card=False)
+            origin.maker.make(origin.text, place / out.resolve().name, job, progress)
         except MergekitError as error:
             if not changes:
                 raise
@@ -103,11 +104,10 @@ def _device(origin: Origin, options: JobOptions) -> tuple[str | None, list[Probl
     return device, [Problem(f"{told[0]} computed then, and {told[1]} does now", str(origin.folder))]
 
 
-def _with_limits(origin: Origin, options: JobOptions) -> Origin:
+def _limited(origin: Origin, options: JobOptions) -> PlanOptions:
     own, given = origin.options, options.plan
     hub = replace(given.hub, known=own.hub.known, stream=False)
-    limited = replace(own, workers=given.workers, max_memory=given.max_memory, allow_code=given.allow_code, hub=hub)
-    return replace(origin, options=limited)
+    return replace(own, workers=given.workers, max_memory=given.max_memory, allow_code=given.allow_code, hub=hub)
 
 
 @contextmanager

@@ -81,7 +81,6 @@ def test_json_into_a_file(models, tmp_path):
 
 
 def test_a_plot(models, tmp_path):
-    pytest.importorskip("matplotlib")
     file = tmp_path / "diff.png"
     result = diff(models / "a", models / "b", "--plot", file)
     assert result.exit_code == 0

@@ -19,7 +19,7 @@ def cluster():
     """Two nodes of a core each; this process is connected to them."""
     before = dict(os.environ)
     os.environ.update(SETTINGS)  # Ray looks at them when it is imported
-    ray = pytest.importorskip("ray")
+    import ray
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 

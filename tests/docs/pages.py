@@ -8,6 +8,7 @@ What stands in fences means:
     sh skip                commands that cannot run here
     text                   what the command before has said, among other things
     text lines             the same, with something left out between lines or around them
+    text of=missing        what nothing here has said; a test of its own looks at it
 """
 
 import os
@@ -32,28 +33,32 @@ def text_of(page):
     return (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
+def fences(page):
+    """Of each fence the kind, the words behind it, and the text."""
+    return [(fence["kind"], fence["words"].split(), fence["text"]) for fence in _FENCE.finditer(text_of(page))]
+
+
 def carry_out(page, folder, after=lambda command: None):
     """Write the files of a page, run its commands and compare what they say; returns the commands.
 
     `after` is called after every command.
     """
     said, commands = "", []
-    for fence in _FENCE.finditer(text_of(page)):
-        words = fence["words"].split()
+    for kind, words, text in fences(page):
         options = dict(word.split("=", 1) for word in words if "=" in word)
         if "file" in options:
             file = folder / options["file"]
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(fence["text"], encoding="utf-8")
-        elif fence["kind"] == "sh" and "skip" not in words:
-            for command in fence["text"].replace("\\\n", " ").splitlines():
+            file.write_text(text, encoding="utf-8")
+        elif kind == "sh" and "skip" not in words:
+            for command in text.replace("\\\n", " ").splitlines():
                 done = run(command, folder)
                 said = done.stdout + done.stderr
                 assert done.returncode == int(options.get("exit", "0")), f"{command}\n{said}"
                 commands.append(command)
                 after(command)
-        elif fence["kind"] == "text":
-            _compare(fence["text"].strip(), said, "lines" in words)
+        elif kind == "text" and "of" not in options:
+            _compare(text.strip(), said, "lines" in words)
     return commands
 
 

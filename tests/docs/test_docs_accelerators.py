@@ -2,22 +2,17 @@
 
 import json
 import re
-import shutil
 
-from test_docs import FENCE, ROOT, options_of, run
+from pages import ROOT, carry_out, text_of
 
 from mergekit.cli.merge import merge
 
-PAGE = (ROOT / "docs" / "guides" / "accelerators.md").read_text(encoding="utf-8")
+PAGE = text_of("guides/accelerators.md")
 
 
-def test_its_commands_run(tmp_path):
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    commands = [fence for fence in FENCE.finditer(PAGE) if options_of(fence["options"]).get("runs") != "no"]
-    assert len(commands) == 1
-    done = run(commands[0]["text"].strip(), tmp_path)
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "merged" / "merge_report.json").read_text(encoding="utf-8"))
+def test_its_commands_run(here):
+    assert len(carry_out("guides/accelerators.md", here)) == 1
+    report = json.loads((here / "merged" / "merge_report.json").read_text(encoding="utf-8"))
     assert report["device"]["name"] == "torch cpu"
 
 

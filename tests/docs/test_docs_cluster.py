@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import yaml
-from test_docs import FENCE, ROOT, options_of, run
+from pages import ROOT, carry_out, fences, run, text_of
 
-PAGE = (ROOT / "docs" / "guides" / "cluster.md").read_text(encoding="utf-8")
+PAGE = text_of("guides/cluster.md")
 ROW = re.compile(r"^\|[^|]*\| \d+ \|.*$", re.M)
 
 
@@ -19,28 +19,15 @@ def alone(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def test_its_commands_run_and_say_what_it_shows(tmp_path):
-    pytest.importorskip("ray")
-    for folder in ("examples", "benchmarks"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("adapters"))
-    said, commands = "", []
-    for fence in FENCE.finditer(PAGE):
-        if fence["options"].startswith("file="):
-            (tmp_path / options_of(fence["options"])["file"]).write_text(fence["text"], encoding="utf-8")
-        elif fence["kind"] == "sh" and fence["options"] != "skip":
-            done = run(fence["text"].strip(), tmp_path)
-            assert done.returncode == 0, done.stderr
-            said = done.stdout + done.stderr
-            commands.append(fence["text"].split()[1])
-        elif not fence["options"] and fence["kind"] == "text":
-            assert fence["text"].strip() in said
+def test_its_commands_run_and_say_what_it_shows(here):
+    shutil.copytree(ROOT / "benchmarks", here / "benchmarks")
+    commands = [command.split()[1] for command in carry_out("guides/cluster.md", here)]
     assert commands == ["examples/recipes/ties.yml", "plan", "benchmarks/make_hollow.py", "plan"]
-    assert run("mergekit-yaml examples/recipes/ties.yml plain", tmp_path).returncode == 0
-    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == (
-        tmp_path / "plain" / "model.safetensors"
-    ).read_bytes()
+    assert run("mergekit-yaml examples/recipes/ties.yml plain", here).returncode == 0
+    written, plain = ((here / name / "model.safetensors").read_bytes() for name in ("merged", "plain"))
+    assert written == plain
     for nodes, batches, read, written in rows("70 B"):
-        assert planned(tmp_path, nodes) == (batches, read, written)
+        assert planned(here, nodes) == (batches, read, written)
 
 
 def rows(name):
@@ -73,13 +60,13 @@ def test_the_large_one_is_as_large_as_it_says():
 
 
 def test_its_recipes_are_recipes():
-    recipes = [yaml.safe_load(fence["text"]) for fence in FENCE.finditer(PAGE) if fence["kind"] == "yaml"]
+    recipes = [yaml.safe_load(text) for kind, _, text in fences("guides/cluster.md") if kind == "yaml"]
     assert [recipe["merge_method"] for recipe in recipes] == ["ties", "task_arithmetic"]
 
 
 def test_the_error_it_shows_is_the_one_that_is_raised():
     source = (ROOT / "src" / "mergekit" / "engine" / "node.py").read_text(encoding="utf-8")
-    shown = next(fence["text"] for fence in FENCE.finditer(PAGE) if fence["options"] == "of=missing").splitlines()
+    shown = next(text for _, words, text in fences("guides/cluster.md") if words == ["of=missing"]).splitlines()
     for line in shown[2:]:
         assert line.split(maxsplit=1)[1] in source
     assert "there is no such file" in source

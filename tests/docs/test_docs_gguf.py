@@ -4,10 +4,10 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import quantize
+from pages import ROOT, carry_out, text_of
 from safetensors.torch import load_file
-from test_docs import FENCE, ROOT, options_of, run
 
-PAGE = (ROOT / "docs" / "guides" / "gguf.md").read_text(encoding="utf-8")
+PAGE = text_of("guides/gguf.md")
 MODELS = ROOT / "examples" / "models"
 
 
@@ -43,21 +43,9 @@ def folder(tmp_path):
 
 
 def test_its_commands_run_and_say_what_it_shows(folder):
-    said, commands = "", 0
-    for fence in FENCE.finditer(PAGE):
-        if "file" in options_of(fence["options"]):
-            (folder / options_of(fence["options"])["file"]).write_text(fence["text"], encoding="utf-8")
-        elif fence["kind"] == "sh":
-            done = run(fence["text"].strip(), folder)
-            assert done.returncode == 0, done.stderr
-            said, commands = done.stdout, commands + 1
-        elif fence["kind"] == "text":
-            assert fence["text"].strip() in said
-    assert commands == 2
-    assert (
-        load_file(folder / "merged" / "model.safetensors").keys()
-        == load_file(MODELS / "es" / "model.safetensors").keys()
-    )
+    assert len(carry_out("guides/gguf.md", folder)) == 2
+    written = load_file(folder / "merged" / "model.safetensors")
+    assert written.keys() == load_file(MODELS / "es" / "model.safetensors").keys()
 
 
 def test_it_names_every_architecture_that_is_read():

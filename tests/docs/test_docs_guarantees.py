@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from test_docs import ROOT
+from pages import ROOT
 
 PAGE = (ROOT / "docs" / "explain" / "guarantees.md").read_text(encoding="utf-8")
 SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")

@@ -1,10 +1,8 @@
 """The guide on raw checkpoints: its commands run and print what it shows."""
 
 import torch
+from pages import carry_out
 from safetensors.torch import load_file
-from test_docs import FENCE, ROOT, options_of, run
-
-PAGE = (ROOT / "docs" / "guides" / "raw-checkpoints.md").read_text(encoding="utf-8")
 
 
 def network(seed, steps):
@@ -26,18 +24,7 @@ def write_runs(folder):
 
 def test_its_commands_run_and_say_what_it_shows(tmp_path):
     write_runs(tmp_path / "runs")
-    said, commands = "", 0
-    for fence in FENCE.finditer(PAGE):
-        options = options_of(fence["options"])
-        if "file" in options:
-            (tmp_path / options["file"]).write_text(fence["text"], encoding="utf-8")
-        elif fence["kind"] == "sh":
-            done = run(fence["text"].strip(), tmp_path)
-            said, commands = done.stdout + done.stderr, commands + 1
-            assert done.returncode == int(options.get("exit", 0)), said
-        else:
-            assert fence["text"].strip() in said
-    assert commands == 4
+    assert len(carry_out("guides/raw-checkpoints.md", tmp_path)) == 4
     averaged = load_file(tmp_path / "averaged.safetensors")
     name = "encoder.0.weight"
     assert torch.allclose(averaged[name], 0.4 * network(3, 0)[name] + 0.6 * network(5, 0)[name])

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +32,6 @@ def evolve(folder, *arguments):
 
 
 def test_a_search_on_a_cluster_finds_what_it_finds_alone_though_an_actor_is_lost(tmp_path, examples):
-    pytest.importorskip("ray")
     (tmp_path / "models").symlink_to(examples / "models")
     (tmp_path / "score.py").write_text(SCORE, encoding="utf-8")
     genome = {"merge_method": "task_arithmetic", "base_model": "models/base", "models": ["models/de", "models/es"]}

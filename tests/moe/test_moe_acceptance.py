@@ -313,7 +313,6 @@ def test_gates_take_what_was_kept_and_nothing_else(narrow, tmp_path, cache):
 
 
 def test_four_bits_run_the_base_by_bitsandbytes(dense, tmp_path, cache):
-    pytest.importorskip("bitsandbytes")
     base, first, second = (
         dense("llama", 20 + seed, dtype=torch.bfloat16, hidden_size=64, intermediate_size=128) for seed in range(3)
     )

@@ -112,6 +112,20 @@ def test_it_leaves_what_merges_leave(workshop):
     assert run("verify", "out").exit_code == 0
 
 
+@pytest.mark.parametrize("flags", [(), ("--fused", "--random-seed", "5")], ids=str)
+@pytest.mark.parametrize("mode", ["hidden", "random"])
+def test_a_mixture_is_made_again_byte_by_byte(workshop, mode, flags):
+    recipe = workshop / "moe_hidden.moe.yml"
+    recipe.write_text(recipe.read_text().replace("gate_mode: hidden", f"gate_mode: {mode}"))
+    assert run("moe", recipe, "out", "--quiet", *flags).exit_code == 0
+    verified = " ".join(run("verify", "out").output.split())
+    assert ("which only `mergekit reproduce` does" in verified) == (mode == "hidden")
+    assert ("distances of about" in verified) == (mode == "random")
+    again = run("reproduce", "out", "--json")
+    assert again.exit_code == 0, again.stderr
+    assert "model.safetensors" in record(again)["files"]
+
+
 def test_the_card_of_a_fused_mixture_names_every_expert(workshop):
     assert run("moe", "moe_hidden.moe.yml", "out", "--fused").exit_code == 0
     card = (workshop / "out" / "README.md").read_text()

@@ -221,7 +221,6 @@ def test_totals_are_exact():
 
 @pytest.mark.parametrize("measure", ["relative", "symmetric", "cosine", "changed"])
 def test_a_heatmap(measure, tmp_path):
-    pytest.importorskip("matplotlib")
     a = weights(1)
     a["model.layers.0.input_layernorm.weight"] = torch.zeros(70)
     grid = grid_of(compare_models(write(tmp_path / "a", a), write(tmp_path / "b", near(a, 2, torch.float32))))

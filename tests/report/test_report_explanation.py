@@ -246,7 +246,6 @@ def explanation(*panels):
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG\r\n\x1a\n"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_pictures(suffix, magic, root, tmp_path):
-    pytest.importorskip("matplotlib")
     file = tmp_path / f"map{suffix}"
     draw_heatmaps([heatmap_of(one) for one in varied(root).varied], file)
     assert file.read_bytes().startswith(magic)

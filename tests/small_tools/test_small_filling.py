@@ -38,6 +38,8 @@ def test_o6_a_prefix_of_any_number_of_components_is_found_out(prefix, part, tmp_
     written, ours = load_file(tmp_path / "out" / "model.safetensors"), llama_tensors(5)
     assert written.keys() == tensors.keys()
     assert all((written[prefix + name] == tensor).all() for name, tensor in ours.items())
+    assert "from the parents" in call("verify", tmp_path / "out").output
+    assert call("reproduce", tmp_path / "out").exit_code == 0
     assert all((written[name] == tensor).all() for name, tensor in VISION.items())
     assert f"{len(ours)} of {len(tensors)} tensors are those of {part}" in done.stderr
 

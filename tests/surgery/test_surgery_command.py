@@ -183,3 +183,27 @@ def test_an_output_that_is_there_is_not_touched(run, tmp_path):
     assert (out / "merge_report.json").read_bytes() == kept
     assert run(out, "--overwrite", "-a", "mean").exit_code == 0
     assert (out / "merge_report.json").read_bytes() != kept
+
+
+@pytest.mark.parametrize("flags", [("-k", "8"), ("--approximation-method", "stb", "--random-seed", "3"), ("--k", "4")])
+def test_a_transplant_is_made_again_byte_by_byte(run, tmp_path, flags):
+    out = tmp_path / "out"
+    assert run(out, "--quiet", *flags).exit_code == 0
+    verified = CliRunner().invoke(commands, ["verify", str(out)])
+    assert verified.exit_code == 0
+    assert "which only `mergekit reproduce` does again" in " ".join(verified.output.split())
+    again = CliRunner().invoke(commands, ["reproduce", str(out), "--json"])
+    assert again.exit_code == 0, again.output
+    assert {"model.safetensors", "tokenizer.json", "transplant_report.json"} <= set(json.loads(again.stdout)["files"])
+
+
+@pytest.mark.parametrize("told", [{"k": "many"}, {"cosine": True}, {"approximation_method": 3}])
+def test_a_report_that_was_edited_is_refused(run, tmp_path, told):
+    out = tmp_path / "out"
+    assert run(out, "--quiet").exit_code == 0
+    report = json.loads((out / "merge_report.json").read_text())
+    report["options"]["tokensurgeon"] |= told
+    (out / "merge_report.json").write_text(json.dumps(report))
+    again = CliRunner().invoke(commands, ["reproduce", str(out)])
+    assert again.exit_code == 9
+    assert "does not tell how to merge again" in again.stderr

@@ -144,7 +144,6 @@ def test_models_without_a_tokenizer_have_no_table(tmp_path):
 @pytest.fixture
 def slow(tmp_path):
     """A model with the files of a slow GPT-2 tokenizer."""
-    pytest.importorskip("transformers")
     vocab = {text: number for number, text in enumerate([*BYTES, "ab", "<|endoftext|>"])}
     files = {
         "vocab.json": json.dumps(vocab),

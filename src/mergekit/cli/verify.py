@@ -66,7 +66,8 @@ def _verify(folder: Path, full: bool, output: Output) -> None:
 
 def _planned_again(folder: Path) -> tuple[Plan | None, list[str]]:
     """The plan of the merge, or why the model is not compared with what it was merged from."""
-    from mergekit.origin import RECIPE, REPORT, read_origin
+    from mergekit.making import RECIPE
+    from mergekit.origin import REPORT, read_origin
 
     if not ((folder / RECIPE).is_file() and (folder / REPORT).is_file()):
         return None, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -141,6 +141,11 @@ def plan_filling(whole: str, part: str, filling: Filling | None = None, options:
         findings=findings,
         memory=fit_tasks(tasks, options.workers, options.max_memory),
         seed=options.seed,
+        options={
+            "shard_bytes": options.shard_bytes,
+            "copy_tokenizer": options.copy_tokenizer,
+            "filling": asdict(filling),
+        },
     )
 
 

@@ -191,9 +191,15 @@ class _Planner:
         )
 
     def _told(self, family: Family) -> dict[str, object]:
-        """What of the options decides the output."""
-        bits = self.moe.gates.bits if self.moe.gates else None
-        return {"architecture": family.model_type, "fused": self.moe.fused, "gate_bits": bits}
+        """What of the options decides the output; as :mod:`mergekit.making` reads it."""
+        gates = self.moe.gates or GateOptions()
+        chosen = {name: getattr(self.moe, name) for name in ("fused", "same_experts", "inexact")}
+        return {
+            "shard_bytes": self.options.shard_bytes,
+            "copy_tokenizer": self.options.copy_tokenizer,
+            "architecture": family.model_type,
+            "moe": {"options": chosen, "device": gates.device, "bits": gates.bits},
+        }
 
     def _dtype(self, base: Dense) -> DType:
         """What computed tensors and experts are written in: what the recipe says, else that of the base's embedding."""
