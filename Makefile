@@ -19,7 +19,7 @@ demo: $(DEMO)/ready
 	@echo "The merged model is in demo-out; its report is demo-out/merge_report.json."
 
 test: $(TEST)/ready lint
-	$(TEST)/bin/python -m pytest
+	$(TEST)/bin/python -m pytest --numprocesses auto --dist worksteal
 
 real: $(TEST)/ready $(REAL)/ready
 	$(TEST)/bin/python -m pytest tests/real/smollm2.py

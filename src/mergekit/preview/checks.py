@@ -82,10 +82,9 @@ def check_merge(job: Job, *, room: bool = True) -> Check:
             refuse_occupied(job.out, job.overwrite)
         with problems.collected():
             refuse_input(attempt.models, job.out)
+            refuse_claimed(job.out)
         with problems.collected():
             refuse_unwritable(job.out)
-        with problems.collected():
-            refuse_claimed(job.out)
     if absent is not None:
         problems.refusals.append(absent)
     cache = job.planning.hub.folder if _downloads(job, attempt.models) else None
