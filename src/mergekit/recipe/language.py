@@ -49,7 +49,7 @@ _NO_CROP = {"crop": "`crop` is not possible where there is no tensor"}
 _NO_INTEGERS = {"int64": "`int64` is not possible: weights merged as whole numbers would nearly all be 0"}
 _FOREIGN = {
     "experts": "mixture-of-experts recipes are built by mergekit-moe, or mergekit.moe.build_moe in Python",
-    "genome": "evolution recipes are run by mergekit-evolve, which this version does not have yet",
+    "genome": "evolution recipes are run by mergekit-evolve, or `mergekit evolve`",
 }
 _WRITTEN_REFERENCE = "`PATH`, `PATH@REVISION` or `PATH+ADAPTER`"
 _WRITTEN_TOKENIZER = f"`union`, `base`, {_WRITTEN_REFERENCE}"
