@@ -35,7 +35,8 @@ def test_readme_leads_to_every_guide():
 
 
 def test_every_decision_is_listed_in_order():
-    rows = re.findall(r"^\| (\d{4}) \| \[(.+)\]\((.+)\) \|$", (DOCS / "decisions" / "README.md").read_text("utf-8"), re.M)
+    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d{4}) \| \[(.+)\]\((.+)\) \|$", index, re.M)
     assert [name for _, _, name in rows] == sorted(page.name for page in (DOCS / "decisions").glob("0*.md"))
     for number, title, name in rows:
         head = (DOCS / "decisions" / name).read_text("utf-8").partition("\n")[0]
