@@ -34,6 +34,11 @@ def test_readme_leads_to_every_guide():
     assert pages - linked(ROOT / "README.md") == set()
 
 
+def test_readme_says_how_many_families_were_tried():
+    tried = re.search(r"(\d+) families could be built", (DOCS / "reference" / "architectures.md").read_text("utf-8"))
+    assert f"[{tried[1]} families tried]" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_every_decision_is_listed_in_order():
     index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d{4}) \| \[(.+)\]\((.+)\) \|$", index, re.M)
