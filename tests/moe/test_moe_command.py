@@ -126,6 +126,22 @@ def test_a_mixture_is_made_again_byte_by_byte(workshop, mode, flags):
     assert "model.safetensors" in record(again)["files"]
 
 
+@pytest.mark.parametrize("command", [["check"], ["plan"], ["yaml", "--plan"]], ids=" ".join)
+def test_mixtures_are_looked_at_before_they_are_built(workshop, command):
+    recipe = workshop / "moe_hidden.moe.yml"
+    result = run(*command, recipe, "out")
+    assert result.exit_code == 0, result.stderr
+    assert "moe" in result.stdout.splitlines()[0]
+    assert not (workshop / "out").exists()
+    (workshop / "full").mkdir()
+    (workshop / "full" / "letter.txt").touch()
+    recipe.write_text(recipe.read_text().replace("gate_mode: hidden", "gate_mode: hiden"))
+    wrong = run(*command, recipe, "full")
+    assert wrong.exit_code == 3
+    assert "`hiden` is not a gate mode" in wrong.stderr
+    assert "the output folder is not empty" in wrong.stderr
+
+
 def test_the_card_of_a_fused_mixture_names_every_expert(workshop):
     assert run("moe", "moe_hidden.moe.yml", "out", "--fused").exit_code == 0
     card = (workshop / "out" / "README.md").read_text()

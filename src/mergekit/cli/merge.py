@@ -245,10 +245,10 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     only_plan = flags.pop("only_plan")
     text, name = read_config(config_file)
     options = job_options(flags, output.drawing)
-    if is_moe(text):
-        build(text, name, out, options, MoeOptions(gates=GateOptions(first_device(options.device))), output, only_plan)
-    elif only_plan:
+    if only_plan:
         look_ahead(job_of(text, name, out, options), output)
+    elif is_moe(text):
+        build(text, name, out, options, MoeOptions(gates=GateOptions(first_device(options.device))), output)
     else:
         carry_out(text, name, out, options, output)
 
@@ -266,7 +266,7 @@ def job_options(flags: dict[str, Any], bars: bool = False) -> JobOptions:
 
 
 def job_of(text: str, name: str, out: Path | None, options: JobOptions) -> Job:
-    """A merge that can be looked at before it is carried out.
+    """A merge, or a mixture, that can be looked at before it is carried out.
 
     Parameters:
         text: the recipe, YAML.
@@ -274,9 +274,12 @@ def job_of(text: str, name: str, out: Path | None, options: JobOptions) -> Job:
         out: the folder to be made, or None if that is not known yet.
         options: of the merge.
     """
+    from mergekit.moe import is_moe, try_to_plan_moe
+    from mergekit.plan import try_to_plan
     from mergekit.preview import Job
 
-    return Job(text, name, out, options.plan, options.device, options.overwrite, options.keeping)
+    tried = try_to_plan_moe if is_moe(text) else try_to_plan
+    return Job(text, name, out, options.plan, options.device, options.overwrite, options.keeping, tried)
 
 
 def heed_stop() -> None:

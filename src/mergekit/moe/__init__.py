@@ -9,7 +9,7 @@ from mergekit.moe.families import FAMILIES, Family
 from mergekit.moe.identity import Identity, check_identity
 from mergekit.moe.language import MoeRecipe, is_moe, read_moe
 from mergekit.moe.network import GateOptions
-from mergekit.moe.planning import MoePlan, plan_moe
+from mergekit.moe.planning import MoePlan, plan_moe, try_to_plan_moe
 
 __all__ = [
     "FAMILIES",
@@ -24,4 +24,5 @@ __all__ = [
     "is_moe",
     "plan_moe",
     "read_moe",
+    "try_to_plan_moe",
 ]

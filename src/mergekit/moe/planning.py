@@ -24,7 +24,7 @@ from mergekit.moe.language import MoeRecipe, read_moe
 from mergekit.moe.method import Mixture
 from mergekit.moe.network import GateOptions
 from mergekit.moe.tensors import Mixer, Part, Wanted
-from mergekit.plan import Leftover, Model, Operand, Plan, PlanOptions, TensorTask
+from mergekit.plan import Attempt, Leftover, Model, Operand, Plan, PlanOptions, Problems, TensorTask
 from mergekit.plan.files import copied_files, rebuilt_files
 from mergekit.plan.fingerprint import provenance
 from mergekit.plan.memory import fit_tasks
@@ -102,6 +102,24 @@ def plan_moe(
         findings.raise_errors(options.strict)
         raise AssertionError("a recipe without errors has models")
     return _Planner(recipe, models, findings, options, moe).planned()
+
+
+def try_to_plan_moe(text: str, *, file: str | None = None, options: PlanOptions | None = None) -> Attempt:
+    """Plan a mixture as far as that is possible without running a model, and keep what stands in the way.
+
+    Parameters:
+        text: the recipe, YAML.
+        file: its name, for messages.
+        options: see :class:`~mergekit.plan.PlanOptions`.
+    """
+    options = options or PlanOptions()
+    hub = replace(options.hub, stream=options.hub.stream or options.preview)
+    problems = Problems(Findings(), options.strict)
+    with problems.collected():
+        plan = plan_moe(text, file=file, options=replace(options, hub=hub), moe=MoeOptions(gates=None)).plan
+        written = sum(shard.nbytes for shard in plan.shards)
+        return Attempt(Problems(plan.findings, options.strict), plan, plan.models, written)
+    return Attempt(problems)
 
 
 @dataclass(frozen=True, slots=True)

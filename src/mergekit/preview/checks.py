@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class Job:
         device: as :func:`mergekit.engine.open_device` takes it.
         overwrite: replace an existing output folder.
         keeping: whether the device keeps what it can of a tensor.
+        tried: what plans it; :func:`~mergekit.plan.try_to_plan` for a merge of models.
     """
 
     text: str
@@ -34,6 +35,7 @@ class Job:
     device: str | None = None
     overwrite: bool = False
     keeping: bool = False
+    tried: Callable[..., Attempt] = try_to_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def check_merge(job: Job, *, room: bool = True) -> Check:
     notices, absent = _device(job)
     # For a merge that cannot be carried out here nothing is downloaded.
     planning = replace(job.planning, preview=job.planning.preview or absent is not None)
-    attempt = try_to_plan(job.text, file=job.file, options=planning)
+    attempt = job.tried(job.text, file=job.file, options=planning)
     problems = attempt.problems
     if job.out is not None:
         with problems.collected():
