@@ -134,6 +134,7 @@ def test_all_methods_can_be_asked_for():
     ("words", "code", "what"),
     [
         ((), 2, "Missing argument 'OUT_PATH'"),
+        (("--json",), 2, '"type": "UsageError"'),
         (("--compare", "omp,ompp"), 2, "unknown method `ompp`"),
         (("out", "-k", "0"), 2, "0 is not in the range"),
         (("out", "-a", "best"), 2, "'best' is not one of"),

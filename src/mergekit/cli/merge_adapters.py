@@ -23,7 +23,7 @@ from mergekit.cli.merge import (
     with_code,
 )
 from mergekit.cli.options import GENERAL, Command, option
-from mergekit.cli.output import Output, usage_failure
+from mergekit.cli.output import Output
 
 if TYPE_CHECKING:
     from mergekit.lora.merging import AdapterMerge
@@ -98,13 +98,8 @@ def merge_adapters(
                    that hold whole tensors, rows of tokens or norms (DoRA)
     """  # noqa: D301  (click keeps the lines of a paragraph that begins with a backspace)
     output = Output(as_json, quiet, verbose > 0)
-    try:
-        text, name = _recipe(inputs, flags)
-    except click.UsageError as error:
-        if not as_json:
-            raise
-        output.fail(usage_failure(error))
     with output.failures():
+        text, name = _recipe(inputs, flags)
         _merge(text, name, out_path, flags, output)
 
 

@@ -249,10 +249,10 @@ def tokensurgeon(
     mean, zero, randn     the mean of MODEL's rows, zeros, normal numbers
     john_hewitt           draws from the normal distribution of MODEL's rows
     """  # noqa: D301  (click keeps the lines of a paragraph that begins with a backspace)
-    if out_path is None and not flags["compare"]:
-        raise click.UsageError("Missing argument 'OUT_PATH'.")
     output = Output(as_json, quiet, verbose > 0)
     with output.failures():
+        if out_path is None and not flags["compare"]:
+            raise click.UsageError("Missing argument 'OUT_PATH'.")
         output.note(ignored_flags())
         _operate(model, donor, out_path, flags, output)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from random import Random
 
 import yaml
@@ -59,6 +60,7 @@ def shuffle_layers(
 
     Raises:
         MergekitError: no layer is left, or there are not as many weights as models, or one is negative.
+        IncompatibleModelsError: a model that may be drawn has fewer layers than the first one, whose places are kept.
 
     Example:
         >>> print(shuffle_layers(["a", "b"], [2, 2], seed=1))
@@ -75,8 +77,9 @@ def shuffle_layers(
     shares = list(weights) or [1 / len(models)] * len(models)
     if len(shares) != len(models):
         raise MergekitError(f"{len(models)} models have {len(shares)} weights", expected="a weight for each, or none")
-    if min(shares) < 0 or sum(shares) <= 0:
-        raise MergekitError(f"the weights are {', '.join(f'{share:g}' for share in shares)}", expected="0 or more")
+    if min(shares) < 0 or not 0 < sum(shares) < inf:
+        listed = ", ".join(f"{share:g}" for share in shares)
+        raise MergekitError(f"the weights are {listed}", expected="finite numbers, 0 or more, and one above 0")
     random = Random(seed)
     if full_random:
         layers = [
@@ -86,10 +89,22 @@ def shuffle_layers(
         ]
         random.shuffle(layers)
     else:
+        _refuse_shallow(models, heights, shares)
         layers = list(zip(random.choices(models, shares, k=heights[0]), range(heights[0]), strict=True))
     if not layers:
         raise MergekitError("no layer is left: the weights are too small", hint="`--weight 0.5` for half of the layers")
     return _stacked(layers, dtype)
+
+
+def _refuse_shallow(models: Sequence[str], heights: Sequence[int], shares: Sequence[float]) -> None:
+    """Whatever is drawn, each model must have a layer for every place: whether it works is no matter of luck."""
+    for model, height, share in zip(models, heights, shares, strict=True):
+        if share and height < heights[0]:
+            raise IncompatibleModelsError(
+                f"{model} has {height} layers, and {models[0]} has {heights[0]}, each of which may be drawn from either",
+                expected="models with as many layers as the first one, or more",
+                hint="`--full-random`, or the model with the fewest layers first",
+            )
 
 
 def _stacked(layers: Sequence[tuple[str, int]], dtype: str | None) -> str:
