@@ -20,8 +20,7 @@ from mergekit.plan import Plan, PlanOptions, plan_merge
 from mergekit.plan.planner import VOCABULARY
 from mergekit.raw import Matching, plan_raw
 from mergekit.raw.language import read_raw
-from mergekit.recipe import ModelRef, Recipe, read_recipe
-from mergekit.report.difference import reference
+from mergekit.recipe import ModelRef, Recipe, read_recipe, reference
 from mergekit.surgery import Settings, transplant
 
 _T = TypeVar("_T")

@@ -113,6 +113,19 @@ def test_a_dry_run_needs_no_output_and_prints_the_recipe(models, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_paths_are_meant_literally(tmp_path):
+    names = write_llama(tmp_path / "a+b@c", 0), write_llama(tmp_path / "d: @e", 1)
+    done = call(
+        "layershuffle", tmp_path / "out", "-m", names[0], "-m", names[1], "--write-yaml", tmp_path / "drawn.yml"
+    )
+    assert done.exit_code == 0, done.stderr
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for source, layer in drawn((tmp_path / "drawn.yml").read_text()):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        seed = [str(each) for each in names].index(source["model"]["path"])
+        assert (written[name] == llama_tensors(seed)[name]).all()
+
+
 def test_an_output_is_needed_to_merge(models):
     done = call("layershuffle", "-m", models / "a")
     assert done.exit_code == 2

@@ -198,7 +198,7 @@ def _extract(named: tuple[str, str, Path], flags: Mapping[str, Any], output: Out
     from mergekit.checkpoint.hub import Hub
     from mergekit.cli.progress import Narrator
     from mergekit.lora import Running, extract_lora, plan_extraction
-    from mergekit.report.difference import reference
+    from mergekit.recipe import reference
 
     heed_stop()
     tuned, base, out = named
