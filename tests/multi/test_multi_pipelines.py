@@ -300,6 +300,15 @@ def test_what_was_written_for_others_alone_can_be_removed(models, tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+def test_what_the_pipeline_itself_gives_a_folder_is_not_removed(models, tmp_path):
+    own = tmp_path / "own"
+    text = diamond(models).replace("name: top\n", f"name: top\nout_path: {own}\n")
+    assert str(own) in text
+    done = run(text, tmp_path, keep=False, only=("left", "right"))
+    assert [each.removed for each in done] == [False] * 3
+    assert (own / "model.safetensors").is_file()
+
+
 def test_a_stage_with_an_adapter_on_top_is_written(models, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergekit import __version__
 from mergekit.cli.merge import (
     DANGEROUS,
     OTHER,
@@ -15,6 +16,7 @@ from mergekit.cli.merge import (
     cached_in,
     heed_stop,
     in_json,
+    on_threads,
     quietly,
     read_config,
     strictly,
@@ -77,6 +79,8 @@ METHOD = "Adapters on the command line"
 @with_code
 @cached_in
 @option(OTHER, "--random-seed", metavar="N", type=int, default=0, help="Seed of random methods; 0 if not given.")
+@on_threads
+@click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")
 def merge_adapters(
     inputs: tuple[str, ...], out_path: Path, verbose: int, quiet: bool, as_json: bool, **flags: Any
@@ -171,6 +175,7 @@ def _merge(text: str, name: str, out: Path, flags: Mapping[str, Any], output: Ou
         return
     with Narrator(output) as narrator:
         running = Running(
+            workers=flags["num_threads"],
             overwrite=flags["overwrite"],
             card=flags["write_model_card"],
             planned=lambda *what: narrator.begin("merging", *what),

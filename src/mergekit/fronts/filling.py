@@ -19,7 +19,7 @@ from mergekit.plan import VOCABULARY, Leftover, Model, Operand, Plan, PlanOption
 from mergekit.plan.files import copied_files, rebuilt_files
 from mergekit.plan.fingerprint import provenance
 from mergekit.plan.memory import fit_tasks
-from mergekit.plan.models import open_models
+from mergekit.plan.models import open_models, streaming_room
 from mergekit.plan.tensors import tensor_task
 from mergekit.plan.written_config import written_config
 from mergekit.recipe import Recipe, read_recipe, reference
@@ -139,7 +139,7 @@ def plan_filling(whole: str, part: str, filling: Filling | None = None, options:
         texts={**texts, "config.json": written_config(models, (), tasks)},
         leftovers=choice.leftovers(),
         findings=findings,
-        memory=fit_tasks(tasks, options.workers, options.max_memory),
+        memory=fit_tasks(tasks, options.workers, options.max_memory, streaming_room(models, options.hub)),
         seed=options.seed,
         options={
             "shard_bytes": options.shard_bytes,
