@@ -54,6 +54,7 @@ class PlanOptions:
         hub: how models are taken from the hub.
         preview: read only headers of what is on the hub, though the merge will download it.
         language: the keys that a recipe may have.
+        noted: what the report says besides, by which the recipe can be read once more.
     """
 
     shard_bytes: int = 5_000_000_000
@@ -68,12 +69,13 @@ class PlanOptions:
     hub: Hub = field(default_factory=Hub)
     preview: bool = False
     language: Record[Recipe] = RECIPE
+    noted: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def recorded(self) -> dict[str, object]:
         """Those that decide what is written, for the report; the seed stands there by itself."""
         names = ("shard_bytes", "copy_tokenizer", "crop_vocabulary", "fuse_experts")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | dict(self.noted)
 
 
 def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | None = None) -> Plan:
