@@ -238,6 +238,26 @@ class Stacking(Maker):
         return plan_merge(text, file=RECIPE, options=stacking(options, self.dtype))
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Piping(Maker):
+    """A pipeline, of which this is one merge; the others need not be there any more."""
+
+    def references(self, text: str) -> Sequence[ModelRef]:
+        """Never."""
+        del text
+        raise _one_of_several()
+
+    def planned(self, text: str, options: PlanOptions) -> Plan:
+        """Never."""
+        del text, options
+        raise _one_of_several()
+
+
+def _one_of_several() -> VerificationError:
+    return VerificationError("it is a merge of a pipeline", hint=f"`mergekit multi {RECIPE} --out-path FOLDER`")
+
+
 def _made(kind: type[_T], told: Mapping[str, Any]) -> _T:
     """Options as a report tells them, which may have been edited."""
     usual = kind()
@@ -274,4 +294,4 @@ def maker_of(recorded: Mapping[str, Any]) -> Maker:
         if dtype not in (None, HALF):
             raise ValueError(f"`dtype` is {dtype!r}")
         return Stacking(dtype)
-    return Merging()
+    return Piping() if "multi" in recorded else Merging()
