@@ -267,6 +267,8 @@ def _operate(model: str, donor: str, out: Path | None, flags: dict[str, Any], ou
     options = carrying_out(MergeOptions(transformers_cache=flags.pop("cache"), **flags), output.drawing)
     watch = partial(_watching, output)
     if methods:
+        if out is not None:
+            output.note([f"{click.format_filename(out)} is not written: `--compare` only tries methods"])
         found = compare(
             model, donor, methods, settings=settings, options=options.plan, device=options.device, watch=watch
         )
