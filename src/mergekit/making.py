@@ -13,15 +13,14 @@ import yaml
 
 from mergekit.checkpoint.hub import is_local
 from mergekit.errors import Findings, VerificationError
-from mergekit.fronts import Filling, plan_filling
+from mergekit.fronts import HALF, Filling, bakllama_language, plan_filling, stacking
 from mergekit.merging import JobOptions, Progress, carry_out
 from mergekit.moe import GateOptions, MoeOptions, plan_moe, read_moe
 from mergekit.plan import Plan, PlanOptions, plan_merge
 from mergekit.plan.planner import VOCABULARY
 from mergekit.raw import Matching, plan_raw
 from mergekit.raw.language import read_raw
-from mergekit.recipe import ModelRef, Recipe, read_recipe
-from mergekit.report.difference import reference
+from mergekit.recipe import ModelRef, Recipe, read_recipe, reference
 from mergekit.surgery import Settings, transplant
 
 _T = TypeVar("_T")
@@ -218,6 +217,47 @@ class FillingIn(Maker):
         return plan_filling(whole, part, self.filling, options)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Stacking(Maker):
+    """Layers stacked as a config of bakllama says.
+
+    Parameters:
+        dtype: of the output, or None.
+    """
+
+    dtype: str | None
+
+    def references(self, text: str) -> Sequence[ModelRef]:
+        """As the config names them."""
+        language = bakllama_language(self.dtype)
+        return _read(read_recipe(text, file=RECIPE, vocabulary=VOCABULARY, language=language)).references()
+
+    def planned(self, text: str, options: PlanOptions) -> Plan:
+        """As for any merge."""
+        return plan_merge(text, file=RECIPE, options=stacking(options, self.dtype))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Piping(Maker):
+    """A pipeline, of which this is one merge; the others need not be there any more."""
+
+    def references(self, text: str) -> Sequence[ModelRef]:
+        """Never."""
+        del text
+        raise _one_of_several()
+
+    def planned(self, text: str, options: PlanOptions) -> Plan:
+        """Never."""
+        del text, options
+        raise _one_of_several()
+
+
+def _one_of_several() -> VerificationError:
+    return VerificationError("it is a merge of a pipeline", hint=f"`mergekit multi {RECIPE} --out-path FOLDER`")
+
+
 def _made(kind: type[_T], told: Mapping[str, Any]) -> _T:
     """Options as a report tells them, which may have been edited."""
     usual = kind()
@@ -249,4 +289,9 @@ def maker_of(recorded: Mapping[str, Any]) -> Maker:
         return Transplanting(_made(Settings, told), str(template))
     if "filling" in recorded:
         return FillingIn(_made(Filling, recorded["filling"]))
-    return Merging()
+    if "bakllama" in recorded:
+        dtype = recorded["bakllama"]["dtype"]
+        if dtype not in (None, HALF):
+            raise ValueError(f"`dtype` is {dtype!r}")
+        return Stacking(dtype)
+    return Piping() if "multi" in recorded else Merging()

@@ -124,6 +124,8 @@ def read_origin(folder: Path) -> Origin:
         named = maker.tokens_of(text)
         options = _options(report, recorded)
         device = {key: str(report["device"][key]) for key in ("name", "version")} if "device" in report else {}
+    except VerificationError as error:
+        raise VerificationError(error.problem.what, place=str(folder), hint=error.problem.hint) from error
     except (LookupError, TypeError, ValueError, AttributeError, MergekitError) as error:
         what = f"{REPORT} does not tell how to merge again: {type(error).__name__} {error}"
         raise VerificationError(what, place=str(folder / REPORT)) from error

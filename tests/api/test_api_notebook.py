@@ -333,7 +333,7 @@ def test_every_setting_of_a_merge_has_an_option():
     job, usual = carrying_out(MergeOptions(**CHANGED)), merging.JobOptions()
     for changed, default in ((job, usual), (job.plan, usual.plan)):
         same = [each.name for each in fields(default) if getattr(changed, each.name) == getattr(default, each.name)]
-        assert set(same) <= {"preview", "language"}  # of commands that look ahead, and of other languages
+        assert set(same) <= {"preview", "language", "noted"}  # of commands that look ahead, and of other languages
     assert carrying_out(MergeOptions()) == usual
 
 

@@ -141,6 +141,26 @@ def test_mistakes_have_their_exit_codes(case, bench):
     assert text in said["error"]["message"]
 
 
+def test_what_is_said_about_no_module_is_told(bench):
+    said = ("--save-module", "o_proj", "--save-module", "norn", "-i", "mlp|attn", "-i", "MLP", "-e", "layers.9")
+    done = run("extract-lora", "de", "base", "out", "--plan", *said)
+    assert done.exit_code == 0
+    assert [line.split("`")[1] for line in done.stderr.splitlines() if "has no effect" in line] == [
+        "--save-module norn",
+        "--include-regex MLP",
+        "--exclude-regex layers.9",
+    ]
+
+
+def test_merge_adapters_takes_as_many_threads_as_it_is_told(bench):
+    adapters("de", "es")
+    for threads in (1, 3):
+        assert run("merge-adapters", "de-lora", "es-lora", f"out{threads}", "-j", threads).exit_code == 0
+    one, three = ((bench / f"out{n}" / "adapter_model.safetensors").read_bytes() for n in (1, 3))
+    assert one == three
+    assert run("merge-adapters", "--version").output.startswith("mergekit ")
+
+
 def test_merge_adapters_by_name(bench):
     adapters("de", "es")
     code, said = answer("merge-adapters", "de-lora", "es-lora", "out", "--weight", 0.25, "--weight", 0.75)

@@ -24,6 +24,8 @@ from tiny_tuned import (
 )
 
 from mergekit.errors import IncompatibleModelsError, UnsupportedError
+from mergekit.lora import Choice, Wish, plan_extraction
+from mergekit.recipe import reference
 
 FUSED = {"save_original_format": False}
 
@@ -303,6 +305,9 @@ def test_new_rows_of_the_vocabulary(tied, tmp_path):
     report = extract(tmp_path)
     assert report["resized"] == [67, 70]
     assert any("resize the base to 70" in warning for warning in report["warnings"])
+    wish = Wish(choice=Choice(embed_lora=True))
+    planned = plan_extraction(reference(str(tmp_path / "base")), reference(str(tmp_path / "tuned")), wish)
+    assert any("`--embed-lora` has no effect" in problem.what for problem in planned.pairs.findings.warnings)
     assert "resize_token_embeddings(70)" in (tmp_path / "adapter" / "README.md").read_text()
     rows = {"model.embed_tokens": [67, 68, 69], **({} if tied else {"lm_head": [67, 68, 69]})}
     assert settings_of(tmp_path)["trainable_token_indices"] == rows

@@ -12,7 +12,7 @@ from hub_users import WANTED, model_files, tensors
 from safetensors.numpy import load, load_file
 
 from mergekit import MergeOptions, iter_merged
-from mergekit.checkpoint.hub import local_folder, streaming
+from mergekit.checkpoint.hub import ROOM, local_folder, streaming
 from mergekit.errors import MissingModelError
 from mergekit.recipe import Address
 
@@ -338,3 +338,24 @@ def test_a_folder_of_nearly_that_name_is_offered(hub, user):
     (user.home / "me" / "ones").mkdir(parents=True)
     message = refused(user.merge(ONE % "", "out", token=TOKEN))
     assert "try `me/ones`" in message
+
+
+MIXTURE = """\
+base_model: me/one
+gate_mode: random
+experts: [{source_model: me/one}, {source_model: me/two}]
+"""
+
+
+def test_a_mixture_is_streamed_too_and_its_plan_counts_the_room(hub, user):
+    hub.add("me/one", model_files(1))
+    hub.add("me/two", model_files(2, sharded=True))
+    (user.home / "moe.yml").write_text(MIXTURE)
+    flags = [(), ("--stream", "--transformers-cache", "elsewhere")]
+    told = [json.loads(done(user.mergekit("moe", "moe.yml", "out", "--plan", "--json", *own)).stdout) for own in flags]
+    assert told[1]["plan"]["memory"] == told[0]["plan"]["memory"] + ROOM
+    for name, own in zip(("out", "streamed"), flags, strict=True):
+        done(user.mergekit("moe", "moe.yml", name, *own))
+    assert not list((user.home / "elsewhere").rglob("*.safetensors"))
+    weights = [(user.home / name / "model.safetensors").read_bytes() for name in ("out", "streamed")]
+    assert weights[0] == weights[1]

@@ -224,6 +224,16 @@ def test_m5_one_expert_is_a_mixture_too(dense, tmp_path, cache, more):
     assert check_identity(out, made).holds
 
 
+@pytest.mark.parametrize("mode", ["hidden", "hidden_avg", "cheap_embed"])
+def test_m5_one_expert_without_prompts_stands_beside_a_shared_one_that_has_some(dense, tmp_path, cache, mode):
+    shared = [expert(dense("llama", 1), positive_prompts=["one"])]
+    recipe = recipe_of(dense("llama"), [expert(dense("llama"))], mode, architecture="qwen2", shared_experts=shared)
+    out, _ = build(tmp_path / "out", recipe)
+    layer = load(out)[0].model.layers[0].mlp
+    assert not layer.gate.weight.any()
+    assert layer.shared_expert_gate.weight.any()
+
+
 def test_m5_a_shared_expert_may_be_a_third_model_and_there_may_be_several(dense, tmp_path):
     base, other, third, fourth = (dense("llama", seed) for seed in range(4))
     shared = [expert(third, residual_scale=0.1), expert(fourth, residual_scale=0.2)]

@@ -7,11 +7,12 @@ import yaml
 from multi_models import states, weights, write_model
 from safetensors.numpy import load_file
 
-from mergekit.errors import OutputError, RecipeError
+from mergekit.errors import OutputError, RecipeError, VerificationError
 from mergekit.merging import JobOptions, merge_recipe
 from mergekit.multi import MultiOptions, read_pipeline, run_pipeline
 from mergekit.plan import PlanOptions
 from mergekit.report import verify_folder
+from mergekit.reproducing import reproduce
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +299,29 @@ def test_what_was_written_for_others_alone_can_be_removed(models, tmp_path):
     done = run(diamond(models), tmp_path, keep=False)
     assert [each.step.stage.key for each in done if each.removed] == ["top"]
     assert names(tmp_path) == ["out"]
+
+
+def test_a_merge_of_a_pipeline_says_how_it_is_made_again(models, tmp_path):
+    run(diamond(models), tmp_path)
+    for folder in (tmp_path / "out", tmp_path / "stages" / "top"):
+        assert verify_folder(folder).ok
+        with pytest.raises(VerificationError, match=r"merge of a pipeline(.|\n)*mergekit multi mergekit_config.yml"):
+            reproduce(folder)
+        again = run_pipeline(
+            (folder / "mergekit_config.yml").read_text(),
+            options=MultiOptions(tmp_path / f"{folder.name}-again", only=("top",) if folder.name == "top" else ()),
+        )
+        written = again[-1].step.folder / "model.safetensors"
+        assert written.read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_what_the_pipeline_itself_gives_a_folder_is_not_removed(models, tmp_path):
+    own = tmp_path / "own"
+    text = diamond(models).replace("name: top\n", f"name: top\nout_path: {own}\n")
+    assert str(own) in text
+    done = run(text, tmp_path, keep=False, only=("left", "right"))
+    assert [each.removed for each in done] == [False] * 3
+    assert (own / "model.safetensors").is_file()
 
 
 def test_a_stage_with_an_adapter_on_top_is_written(models, tmp_path):

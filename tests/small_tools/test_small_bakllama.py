@@ -58,6 +58,19 @@ def test_o5_embedding_and_head_come_from_the_models_that_are_named(models, tenso
     assert (tmp_path / "out" / "mergekit_config.yml").read_text() == (tmp_path / "config.yml").read_text()
 
 
+@pytest.mark.parametrize("flags", [(), ("--fp16",)])
+def test_a_stack_is_verified_by_its_values_and_made_again(models, tmp_path, flags):
+    assert stack(models, tmp_path, [("a", 0, 2, {}), ("b", 2, 4, {"scale": 0.5})], *flags).exit_code == 0
+    assert "from the parents" in call("verify", tmp_path / "out").stdout
+    again = call("reproduce", tmp_path / "out")
+    assert again.exit_code == 0, again.stderr
+    file = tmp_path / "out" / "merge_report.json"
+    report = json.loads(file.read_text())
+    report["options"]["bakllama"] = {"dtype": 5}
+    file.write_text(json.dumps(report))
+    assert call("reproduce", tmp_path / "out").exit_code == 9
+
+
 def test_it_loads_in_transformers(models, tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -112,6 +112,26 @@ def test_names_can_be_told(part, tmp_path):
     assert call("fill-missing-params", tmp_path / "whole", part, "--map", "x").exit_code == 2
 
 
+def test_two_tensors_for_one_place_are_refused_and_a_map_without_names_is_told(part, tmp_path):
+    write_llama(tmp_path / "whole", 1)
+    words = ("fill-missing-params", tmp_path / "whole", part, "--output-dir", tmp_path / "out")
+    done = call(*words, "--map", "model.layers.0.=model.layers.1.")
+    assert done.exit_code == 4
+    assert "2 tensors of the part are to be `model.layers.1." in done.stderr
+    assert not (tmp_path / "out").exists()
+    idle = call(*words, "--map", "modell.=x.")
+    assert idle.exit_code == 0
+    assert "`--map modell.=` has no effect" in idle.stderr
+
+
+def test_paths_are_meant_literally(tmp_path):
+    whole, part = write_llama(tmp_path / "a+b@c", 0), write_llama(tmp_path / "d@e+f@g", 1)
+    done = call("fill-missing-params", whole, part, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == llama_tensors(0).keys()
+    assert call("reproduce", tmp_path / "out").exit_code == 0
+
+
 def test_shapes_that_differ_are_an_error_or_taken_from_one_of_both(tmp_path):
     tensors, config = whole_of("language_model.")
     write(tmp_path / "whole", tensors, config)

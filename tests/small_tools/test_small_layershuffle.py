@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from math import inf, nan
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 from small_models import call, llama_tensors, write_llama
 
-from mergekit.errors import MergekitError
+from mergekit.errors import IncompatibleModelsError, MergekitError
 from mergekit.fronts import shuffle_layers
 
 
@@ -61,10 +62,19 @@ def test_o3_full_random_draws_from_all_layers_of_every_model():
     assert len(drawn(shuffle_layers(["a", "b", "c"], [6, 6, 6], full_random=True))) == 6
 
 
-@pytest.mark.parametrize("weights", [[1], [1, 2, 3], [-1, 2], [0, 0]])
-def test_weights_that_make_no_sense_are_refused(weights):
+@pytest.mark.parametrize("weights", [[1], [1, 2, 3], [-1, 2], [0, 0], [nan, 1], [1, inf]])
+@pytest.mark.parametrize("full_random", [False, True])
+def test_weights_that_make_no_sense_are_refused(weights, full_random):
     with pytest.raises(MergekitError):
-        shuffle_layers(["a", "b"], [4, 4], weights)
+        shuffle_layers(["a", "b"], [4, 4], weights, full_random=full_random)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_with_fewer_layers_is_refused_whatever_is_drawn(seed):
+    with pytest.raises(IncompatibleModelsError, match="b has 3 layers, and a has 4"):
+        shuffle_layers(["a", "b"], [4, 3], [1000, 1e-9], seed=seed)
+    assert len(drawn(shuffle_layers(["a", "b"], [4, 3], [1, 0], seed=seed))) == 4
+    assert len(drawn(shuffle_layers(["a", "b"], [4, 3], [1, 1], seed=seed, full_random=True))) == 7
 
 
 def test_no_layer_at_all_is_refused():
@@ -103,7 +113,22 @@ def test_a_dry_run_needs_no_output_and_prints_the_recipe(models, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_paths_are_meant_literally(tmp_path):
+    names = write_llama(tmp_path / "a+b@c", 0), write_llama(tmp_path / "d: @e", 1)
+    done = call(
+        "layershuffle", tmp_path / "out", "-m", names[0], "-m", names[1], "--write-yaml", tmp_path / "drawn.yml"
+    )
+    assert done.exit_code == 0, done.stderr
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for source, layer in drawn((tmp_path / "drawn.yml").read_text()):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        seed = [str(each) for each in names].index(source["model"]["path"])
+        assert (written[name] == llama_tensors(seed)[name]).all()
+
+
 def test_an_output_is_needed_to_merge(models):
     done = call("layershuffle", "-m", models / "a")
-    assert done.exit_code != 0
-    assert "OUT_PATH" in done.stderr
+    assert done.exit_code == 2
+    assert "Missing argument 'OUT_PATH'" in done.stderr
+    told = call("layershuffle", "-m", models / "a", "--json")
+    assert (told.exit_code, json.loads(told.stdout)["error"]["type"]) == (2, "UsageError")

@@ -97,6 +97,13 @@ def test_the_default_method_needs_no_weights(models, tmp_path):
     assert {str(tensor.dtype) for tensor in written.values()} == {"torch.bfloat16"}
 
 
+def test_paths_are_meant_literally(tmp_path):
+    names = write_llama(tmp_path / "a+b@c", 0), write_llama(tmp_path / "d@e@f", 1)
+    done = call("legacy", tmp_path / "out", "--merge", names[0], "--base-model", names[1])
+    assert done.exit_code == 0, done.stderr
+    assert call("verify", tmp_path / "out").exit_code == 0
+
+
 def test_a_plan_writes_nothing(models, tmp_path):
     done = call("legacy", tmp_path / "out", "--merge", models / "a", "--method", "linear", "--plan")
     assert done.exit_code == 0, done.output

@@ -117,6 +117,7 @@ def test_methods_are_compared_on_the_same_known_tokens(run, tmp_path, pair):
     assert lines[0] == f"{EMBEDDING}: 72 known tokens, held out and approximated"
     assert [line.split()[0] for line in lines[2:5]] == ["omp", "mean", "zero"]
     assert lines[5].startswith("worst of omp: ")
+    assert f"{tmp_path / 'out'} is not written" in run(tmp_path / "out", "--compare", "mean").stderr
     record = json.loads(run("--compare", "all", "--json").stdout)
     assert len(record["methods"]) == 2 * len(METHODS)
     cosines = {each["method"]: each["cosine"] for each in record["methods"] if each["tensor"] == EMBEDDING}
@@ -134,6 +135,7 @@ def test_all_methods_can_be_asked_for():
     ("words", "code", "what"),
     [
         ((), 2, "Missing argument 'OUT_PATH'"),
+        (("--json",), 2, '"type": "UsageError"'),
         (("--compare", "omp,ompp"), 2, "unknown method `ompp`"),
         (("out", "-k", "0"), 2, "0 is not in the range"),
         (("out", "-a", "best"), 2, "'best' is not one of"),

@@ -118,7 +118,9 @@ def test_configs_speak_of_the_donors_tokens(make):
         pad_token_id=459,
         image_token_index=407,
     )
-    (pair.model.root / "generation_config.json").write_text('{"eos_token_id": [400, 407], "temperature": 0.7}')
+    (pair.model.root / "generation_config.json").write_text(
+        '{"eos_token_id": [400, 407], "cut_token_id": [3, 40700], "temperature": 0.7}'
+    )
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "chat_template": "{{ donors }}"}
     (pair.donor.root / "tokenizer_config.json").write_text(json.dumps(settings))
     report, _ = pair.operate()
@@ -129,7 +131,8 @@ def test_configs_speak_of_the_donors_tokens(make):
     assert config["pad_token_id"] is None  # the donor has no such token, and no row of that number
     assert "`pad_token_id` set to null" in str(report["warnings"])
     generation = json.loads((pair.root / "out" / "generation_config.json").read_text())
-    assert generation == {"eos_token_id": ids["<end>"], "temperature": 0.7}
+    assert generation == {"eos_token_id": ids["<end>"], "cut_token_id": [3], "temperature": 0.7}
+    assert "`cut_token_id` set to [3], because" in str(report["warnings"])
     loaded(pair.root / "out")
 
 

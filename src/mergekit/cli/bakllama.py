@@ -28,13 +28,12 @@ def bakllama(config_file: str, out_path: Path, verbose: int, quiet: bool, as_jso
     """
     output = Output(as_json, quiet, verbose > 0)
     with output.failures():
-        from mergekit.fronts import bakllama_language
+        from mergekit.fronts import HALF, stacking
 
         heed_stop()
         output.note(ignored_flags())
         only_plan, half = flags.pop("only_plan"), flags.pop("fp16")
         text, name = read_config(config_file)
         options = job_options(flags, output.drawing)
-        language = bakllama_language("float16" if half else None)
-        options = replace(options, plan=replace(options.plan, language=language))
+        options = replace(options, plan=stacking(options.plan, HALF if half else None))
         plan_or_merge(text, name, out_path, options, output, only_plan)

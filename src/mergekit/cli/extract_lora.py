@@ -27,7 +27,7 @@ from mergekit.cli.merge import (
     without_device,
 )
 from mergekit.cli.options import GENERAL, Command, accepted, ignored, ignored_flags, option
-from mergekit.cli.output import Output, usage_failure
+from mergekit.cli.output import Output
 from mergekit.cli.tables import table
 
 if TYPE_CHECKING:
@@ -161,13 +161,8 @@ def extract_lora(places: tuple[str, ...], verbose: int, quiet: bool, as_json: bo
     models are not in the adapter. OUT_PATH appears complete, or not at all.
     """
     output = Output(as_json, quiet, verbose > 0)
-    try:
-        named = _named(places, flags)
-    except click.UsageError as error:
-        if not as_json:
-            raise
-        output.fail(usage_failure(error))
     with output.failures():
+        named = _named(places, flags)
         output.note(ignored_flags())
         _extract(named, flags, output)
 
@@ -203,7 +198,7 @@ def _extract(named: tuple[str, str, Path], flags: Mapping[str, Any], output: Out
     from mergekit.checkpoint.hub import Hub
     from mergekit.cli.progress import Narrator
     from mergekit.lora import Running, extract_lora, plan_extraction
-    from mergekit.report.difference import reference
+    from mergekit.recipe import reference
 
     heed_stop()
     tuned, base, out = named

@@ -38,7 +38,7 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
 
 def _inspect(model: str, tensors: bool, output: Output) -> None:
     from mergekit.checkpoint.hub import Hub, open_model
-    from mergekit.report.difference import reference
+    from mergekit.recipe import reference
     from mergekit.report.inspection import inspect_checkpoint
 
     found = inspect_checkpoint(open_model(reference(model).model, Hub(stream=True)))

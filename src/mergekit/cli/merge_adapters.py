@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergekit import __version__
 from mergekit.cli.merge import (
     DANGEROUS,
     OTHER,
@@ -15,6 +16,7 @@ from mergekit.cli.merge import (
     cached_in,
     heed_stop,
     in_json,
+    on_threads,
     quietly,
     read_config,
     strictly,
@@ -23,7 +25,7 @@ from mergekit.cli.merge import (
     with_code,
 )
 from mergekit.cli.options import GENERAL, Command, option
-from mergekit.cli.output import Output, usage_failure
+from mergekit.cli.output import Output
 
 if TYPE_CHECKING:
     from mergekit.lora.merging import AdapterMerge
@@ -77,6 +79,8 @@ METHOD = "Adapters on the command line"
 @with_code
 @cached_in
 @option(OTHER, "--random-seed", metavar="N", type=int, default=0, help="Seed of random methods; 0 if not given.")
+@on_threads
+@click.version_option(__version__, prog_name="mergekit", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")
 def merge_adapters(
     inputs: tuple[str, ...], out_path: Path, verbose: int, quiet: bool, as_json: bool, **flags: Any
@@ -98,13 +102,8 @@ def merge_adapters(
                    that hold whole tensors, rows of tokens or norms (DoRA)
     """  # noqa: D301  (click keeps the lines of a paragraph that begins with a backspace)
     output = Output(as_json, quiet, verbose > 0)
-    try:
-        text, name = _recipe(inputs, flags)
-    except click.UsageError as error:
-        if not as_json:
-            raise
-        output.fail(usage_failure(error))
     with output.failures():
+        text, name = _recipe(inputs, flags)
         _merge(text, name, out_path, flags, output)
 
 
@@ -176,6 +175,7 @@ def _merge(text: str, name: str, out: Path, flags: Mapping[str, Any], output: Ou
         return
     with Narrator(output) as narrator:
         running = Running(
+            workers=flags["num_threads"],
             overwrite=flags["overwrite"],
             card=flags["write_model_card"],
             planned=lambda *what: narrator.begin("merging", *what),

@@ -95,11 +95,15 @@ class Output:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Let any exception of the block be a failure."""
+        """Let any exception of the block be a failure; a wrong command line is told by click, or in JSON."""
         try:
             yield
         except BrokenPipeError:
             raise  # click ends the process without a word
+        except click.UsageError as error:
+            if not self.as_json:
+                raise
+            self.fail(usage_failure(error))
         except (Exception, KeyboardInterrupt) as error:
             failure = failure_of(error)
             if self.verbose and failure.exit_code == 1:

@@ -48,7 +48,7 @@ def tokens(models: tuple[str, ...], everything: bool, as_json: bool) -> None:
 
 def _tokens(models: Sequence[str], everything: bool, output: Output) -> None:
     from mergekit.checkpoint.hub import Hub, open_model
-    from mergekit.report.difference import reference
+    from mergekit.recipe import reference
     from mergekit.tokenizer.alignment import align
     from mergekit.tokenizer.tables import read_tables
 

@@ -249,10 +249,10 @@ def tokensurgeon(
     mean, zero, randn     the mean of MODEL's rows, zeros, normal numbers
     john_hewitt           draws from the normal distribution of MODEL's rows
     """  # noqa: D301  (click keeps the lines of a paragraph that begins with a backspace)
-    if out_path is None and not flags["compare"]:
-        raise click.UsageError("Missing argument 'OUT_PATH'.")
     output = Output(as_json, quiet, verbose > 0)
     with output.failures():
+        if out_path is None and not flags["compare"]:
+            raise click.UsageError("Missing argument 'OUT_PATH'.")
         output.note(ignored_flags())
         _operate(model, donor, out_path, flags, output)
 
@@ -267,6 +267,8 @@ def _operate(model: str, donor: str, out: Path | None, flags: dict[str, Any], ou
     options = carrying_out(MergeOptions(transformers_cache=flags.pop("cache"), **flags), output.drawing)
     watch = partial(_watching, output)
     if methods:
+        if out is not None:
+            output.note([f"{click.format_filename(out)} is not written: `--compare` only tries methods"])
         found = compare(
             model, donor, methods, settings=settings, options=options.plan, device=options.device, watch=watch
         )

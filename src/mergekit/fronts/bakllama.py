@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from mergekit.plan import PlanOptions
 from mergekit.recipe import Case, Constant, Filtered, ModelRef, Parameters, Recipe, Slice, Source
 from mergekit.recipe.forms import Many, Text, Whole
 from mergekit.recipe.language import REFERENCE
 from mergekit.recipe.records import Fields, Key, Record
+
+HALF = "float16"
+"""What is written if half precision is asked for."""
 
 _SCALED = "down_proj"
 
@@ -96,3 +101,13 @@ def bakllama_language(dtype: str | None = None) -> Record[Recipe]:
         )
 
     return Record("the top level of the config", _KEYS, build)
+
+
+def stacking(options: PlanOptions, dtype: str | None = None) -> PlanOptions:
+    """The options with which a bakllama config is planned like a recipe; the report says so.
+
+    Parameters:
+        options: of planning.
+        dtype: of the output, or None.
+    """
+    return replace(options, language=bakllama_language(dtype), noted={"bakllama": {"dtype": dtype}})

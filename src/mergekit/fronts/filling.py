@@ -19,10 +19,10 @@ from mergekit.plan import VOCABULARY, Leftover, Model, Operand, Plan, PlanOption
 from mergekit.plan.files import copied_files, rebuilt_files
 from mergekit.plan.fingerprint import provenance
 from mergekit.plan.memory import fit_tasks
-from mergekit.plan.models import open_models
+from mergekit.plan.models import open_models, streaming_room
 from mergekit.plan.tensors import tensor_task
 from mergekit.plan.written_config import written_config
-from mergekit.recipe import Recipe, read_recipe
+from mergekit.recipe import Recipe, read_recipe, reference
 
 _SHOWN = 3  # tensors named in a message
 _UNKNOWN = "the whole model has no tensor for it"
@@ -111,7 +111,7 @@ def plan_filling(whole: str, part: str, filling: Filling | None = None, options:
     """Plan how a model is written with tensors of a part of it.
 
     Parameters:
-        whole: the complete model.
+        whole: the complete model, as users name it.
         part: the other one.
         filling: see :class:`Filling`.
         options: of planning; those about recipes, vocabularies and experts have no effect.
@@ -139,7 +139,7 @@ def plan_filling(whole: str, part: str, filling: Filling | None = None, options:
         texts={**texts, "config.json": written_config(models, (), tasks)},
         leftovers=choice.leftovers(),
         findings=findings,
-        memory=fit_tasks(tasks, options.workers, options.max_memory),
+        memory=fit_tasks(tasks, options.workers, options.max_memory, streaming_room(models, options.hub)),
         seed=options.seed,
         options={
             "shard_bytes": options.shard_bytes,
@@ -155,8 +155,8 @@ def _recipe(whole: str, part: str, filling: Filling) -> tuple[Recipe, Findings]:
     told += [] if filling.prefix is None else [f"# names of the part stand behind {filling.prefix!r}"]
     content = {
         "merge_method": "passthrough",
-        "base_model": whole,
-        "models": [{"model": part}],
+        "base_model": reference(whole).written(),
+        "models": [{"model": reference(part).written()}],
         "on_missing": "base",
         **({"on_shape_mismatch": "base"} if filling.shapes == "base" else {}),
     }
@@ -196,6 +196,7 @@ class _Choice:
         """
         whole, part = self.models[0], self.models[-1]
         names = self.filling.names(part, whole)
+        self._check_names(names, part, whole)
         views = {names[view.spec.name]: view for view in part.views.values()}
         own = {view.spec.name: view for view in whole.views.values()}
         place = f"{whole.ref}, {part.ref}"
@@ -213,6 +214,20 @@ class _Choice:
             taken = name in views and name not in kept
             operand = Operand(self.taken_from if taken else 0, views[name] if taken else view)
             yield tensor_task(name, Passthrough(scale=(1.0,)), (operand,), False, seed=0, places=[place])
+
+    def _check_names(self, names: Mapping[str, str], part: Model, whole: Model) -> None:
+        """Each tensor of the whole takes one of the part; and what is said about names is about some."""
+        known = {view.spec.name for view in whole.views.values()}
+        sources: dict[str, list[str]] = {}
+        for name, there in names.items():
+            sources.setdefault(there, []).append(name)
+        for there, several in sources.items():
+            if len(several) > 1 and there in known:
+                what = f"{len(several)} tensors of the part are to be `{there}` of the whole: {listed(several)}"
+                raise IncompatibleModelsError(what, place=str(part.ref), hint="other names by `--map` or `--prefix`")
+        for old in self.filling.renamed:
+            if not any(name.startswith(old) for name in names):
+                self.findings.warn(f"`--map {old}=` has no effect: no name of the part begins so")
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """Tensors of the part that are not used."""

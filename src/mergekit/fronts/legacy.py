@@ -9,6 +9,7 @@ import yaml
 
 from mergekit.errors import MergekitError
 from mergekit.methods import METHODS
+from mergekit.recipe import reference
 
 
 def legacy_recipe(
@@ -26,7 +27,7 @@ def legacy_recipe(
     """The recipe that the flags stand for.
 
     Parameters:
-        models: as recipes name them.
+        models: as users name them.
         method: of the merge.
         base_model: is added to the models, too, if it is not among them.
         density, weight: one for all models, or one for each; with SLERP one weight, which is `t`.
@@ -73,12 +74,12 @@ def legacy_recipe(
         _spread("weight", weight, own, len(models))
     unread = base_model if kind.needs.base != "ignored" else None  # the base has no parameters
     entries = [
-        {"model": model, **({"parameters": values} if values and model != unread else {})}
+        {"model": reference(model).written(), **({"parameters": values} if values and model != unread else {})}
         for model, values in zip(listed, own, strict=True)
     ]
     recipe = {
         "merge_method": method,
-        **({"base_model": base_model} if base_model else {}),
+        **({"base_model": reference(base_model).written()} if base_model else {}),
         "models": entries,
         **({"parameters": shared} if shared else {}),
         **({"dtype": dtype} if dtype else {}),

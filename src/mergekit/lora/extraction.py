@@ -147,7 +147,9 @@ def _remark(found: Extraction) -> None:
     if found.resized:
         rows = "{} rows in the base and {} in the fine-tune".format(*found.resized)
         findings.warn(f"the vocabulary has {rows}: resize the base to {found.resized[1]} before the adapter is loaded")
-    if found.wish.choice.embed_lora and found.pairs.base.tied:
+        if found.wish.choice.embed_lora:
+            findings.warn("`--embed-lora` has no effect on embedding and head: they have other rows in the fine-tune")
+    elif found.wish.choice.embed_lora and found.pairs.base.tied:
         findings.notice(
             "the embedding is the output head as well: peft applies its product to both once the adapter is merged, "
             "and to the embedding alone before"

@@ -94,23 +94,13 @@ def open_pairs(base: ModelRef, tuned: ModelRef, hub: Hub | None = None) -> Pairs
 
 
 def _opened(refs: Sequence[ModelRef], findings: Findings, hub: Hub | None) -> tuple[Model, ...]:
-    text = yaml.safe_dump({"merge_method": "linear", "models": [{"model": spelled(ref)} for ref in refs]})
+    text = yaml.safe_dump({"merge_method": "linear", "models": [{"model": ref.written()} for ref in refs]})
     recipe, found = read_recipe(text, vocabulary=VOCABULARY)
     assert recipe is not None, found
     models = open_models(recipe, findings, hub=hub)
     for problem in findings.errors:
         raise CheckpointError(problem.what, expected=problem.expected, hint=problem.hint)
     return models
-
-
-def spelled(ref: ModelRef) -> dict[str, object]:
-    """A model as a recipe spells it, whatever characters its path has."""
-    parts = {"model": ref.model, "lora": ref.adapter}
-    return {
-        key: {"path": address.path, **({"revision": address.revision} if address.revision else {})}
-        for key, address in parts.items()
-        if address
-    }
 
 
 def _paired(base: Model, tuned: Model, prefix: str, left_out: dict[str, list[str]]) -> Iterator[Pair]:

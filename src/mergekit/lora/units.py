@@ -40,6 +40,15 @@ class Choice:
     exclude: tuple[re.Pattern[str], ...] = ()
     skip_whole: bool = False
 
+    def idle(self, modules: Sequence[str]) -> Iterator[str]:
+        """What is said about modules and is about none of them, as users say it."""
+        named = {*modules, *(module.rpartition(".")[2] for module in modules)}
+        yield from (f"--save-module {name}" for name in self.save if name not in named)
+        for flag, patterns in (("--include-regex", self.include), ("--exclude-regex", self.exclude)):
+            for pattern in patterns:
+                if not any(pattern.search(module) for module in modules):
+                    yield f"{flag} {pattern.pattern}"
+
     def saves(self, module: str) -> bool:
         """Whether a module is asked for whole."""
         return module in self.save or module.rpartition(".")[2] in self.save
@@ -108,6 +117,8 @@ def divide(pairs: Pairs, choice: Choice) -> Division:
     """
     weights = {pair.name.removesuffix(".weight"): pair for pair in pairs.tensors if pair.name.endswith(".weight")}
     biases = {pair.name.removesuffix(".bias"): pair for pair in pairs.tensors if pair.name.endswith(".bias")}
+    for said in choice.idle(list(weights)):
+        pairs.findings.warn(f"`{said}` has no effect: no module is called so")
     containers = {match["container"] for module in weights if (match := _NUMBERED.fullmatch(module))}
     left_out = {reason: list(names) for reason, names in pairs.left_out.items()}
     units: list[Unit] = []

@@ -32,7 +32,7 @@ def hidden_vectors(model: Model, sides: Sides, mean: bool, options: GateOptions)
 
     Parameters:
         model: the model.
-        sides: prompts of each expert.
+        sides: prompts of each expert; one without any gets zeros, and there must be one that has some.
         mean: over all tokens of a prompt instead of the last one.
         options: how it is run.
 
@@ -44,14 +44,13 @@ def hidden_vectors(model: Model, sides: Sides, mean: bool, options: GateOptions)
         DeviceError: the device is not there.
     """
     batches = [prompts for side in sides for prompts in side if prompts]
-    states = iter(_states(model, batches, mean, options))
-    found = [[next(states) if prompts else None for prompts in side] for side in sides]
+    states = _states(model, batches, mean, options)
+    nothing, each = np.zeros_like(states[0]), iter(states)
     torch = require_torch()
     rows = []
-    for positive, negative in found:
-        row = torch.from_numpy(positive).to(torch.bfloat16)
-        if negative is not None:
-            row = row - torch.from_numpy(negative).to(torch.bfloat16)
+    for side in sides:
+        positive, negative = (torch.from_numpy(next(each) if own else nothing).to(torch.bfloat16) for own in side)
+        row = positive - negative
         rows.append(row / row.norm(p=2, dim=-1, keepdim=True).clamp(min=_LEAST_NORM))
     stacked: Rows = torch.stack(rows, dim=1).float().numpy()
     return stacked

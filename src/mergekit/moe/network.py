@@ -140,17 +140,6 @@ def folder_of(model: Model, hub: Hub) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="mergekit-moe-") as place:
         out = Path(place) / "model"
-        recipe = {"merge_method": "passthrough", "models": [{"model": _written(model)}]}
+        recipe = {"merge_method": "passthrough", "models": [{"model": model.ref.written()}]}
         merge_recipe(json.dumps(recipe), out, options=JobOptions(PlanOptions(hub=hub)))
         yield out
-
-
-def _written(model: Model) -> dict[str, object]:
-    """A reference as recipes write it, whatever is in its paths."""
-    parts = {"model": model.ref.model, "lora": model.ref.adapter}
-    named = {
-        name: {"path": address.path, **({"revision": address.revision} if address.revision else {})}
-        for name, address in parts.items()
-        if address
-    }
-    return dict(named)

@@ -28,7 +28,7 @@ from mergekit.plan import Attempt, Leftover, Model, Operand, Plan, PlanOptions, 
 from mergekit.plan.files import copied_files, rebuilt_files
 from mergekit.plan.fingerprint import provenance
 from mergekit.plan.memory import fit_tasks
-from mergekit.plan.models import open_models
+from mergekit.plan.models import open_models, streaming_room
 from mergekit.plan.tensors import MERGEABLE
 
 CONFIG_NAME = "mergekit_moe_config.yml"
@@ -192,6 +192,7 @@ class _Planner:
             len(mixer.experts), self.recipe.top_k, mixer.experts[0].dense.inner, mixer.shared_inner, len(base.layers)
         )
         texts = {**rebuilt_files(donor, tokenizer), "mergekit_config.yml": recipe.text, CONFIG_NAME: recipe.text}
+        room = streaming_room(self.models, self.options.hub)
         texts["config.json"] = config_text(base, family, sizes, tasks)
         return Plan(
             recipe=recipe,
@@ -203,7 +204,7 @@ class _Planner:
             texts=texts,
             leftovers=tuple(self._leftovers(wanted, mixer)),
             findings=self.findings,
-            memory=fit_tasks(tasks, self.options.workers, self.options.max_memory),
+            memory=fit_tasks(tasks, self.options.workers, self.options.max_memory, room),
             seed=self.options.seed,
             options=self._told(family),
         )

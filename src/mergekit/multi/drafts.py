@@ -55,6 +55,7 @@ class Planner:
             recipe=replace(plan.recipe, text=text),
             texts=texts,
             shards=plan_shards(specs, self.options.plan.shard_bytes, provenance(text)),
+            options={**plan.options, "multi": {"name": stage.key or None}},
         )
 
 

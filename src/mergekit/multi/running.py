@@ -64,8 +64,8 @@ def run_pipeline(
 
 
 def _cleared(done: Done) -> Done:
-    """What was written for others alone is removed."""
-    if done.report is None or done.step.wanted:
+    """What was written for others alone is removed, unless the pipeline says where it is to be."""
+    if done.report is None or done.step.wanted or done.step.stage.out_path is not None:
         return done
     shutil.rmtree(done.step.folder)
     if not any(done.step.folder.parent.iterdir()):

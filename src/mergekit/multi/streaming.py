@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, final
 
 from mergekit.checkpoint import Extent, TensorSpec
-from mergekit.checkpoint.hub import ROOM
 from mergekit.checkpoint.reading import Buffer, octets
 from mergekit.engine.compute import Fused
 from mergekit.engine.worker import Span, Worker
@@ -18,6 +17,7 @@ from mergekit.errors import Findings, NonFiniteError
 from mergekit.methods.contract import Stats
 from mergekit.plan import Memory, Model, Operand, Plan, PlanOptions, TensorTask
 from mergekit.plan.memory import fit_tasks
+from mergekit.plan.models import streaming_room
 from mergekit.plan.views import Access, Pieces, StoredView, View
 from mergekit.report import model_card
 
@@ -216,6 +216,5 @@ def streamed(plan: Plan, before: Mapping[int, Upstream], options: PlanOptions) -
     for other in before.values():
         findings.extend(other.plan.findings)
         findings.notice(f"`{other.name}` is merged by {other.plan.method.name} on the way, and not written")
-    room = ROOM if options.hub.stream and any(model.checkpoint.remote for model in models) else 0
-    memory = fit_tasks(tasks, options.workers, options.max_memory, room)
+    memory = fit_tasks(tasks, options.workers, options.max_memory, streaming_room(models, options.hub))
     return replace(plan, tasks=tasks, models=tuple(models), findings=findings, memory=memory)

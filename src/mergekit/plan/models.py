@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mergekit.adapters import Adapter
 from mergekit.checkpoint import Checkpoint
-from mergekit.checkpoint.hub import Hub
+from mergekit.checkpoint.hub import ROOM, Hub
 from mergekit.errors import Findings
 from mergekit.layout import Layout, Part, align_names, named_as, read_layout
 from mergekit.plan.opening import Opened, open_reference
@@ -150,3 +150,13 @@ def open_models(recipe: Recipe, findings: Findings, fused: bool = False, hub: Hu
     donor = _model(opened[0], weights[0], names, fused, packed)
     rest = zip(opened[1:], weights[1:], strict=True)
     return (donor, *(_model(one, own, names, fused, packed, donor) for one, own in rest))
+
+
+def streaming_room(models: Sequence[Model], hub: Hub) -> int:
+    """Bytes of memory for weights that come from the hub while they are merged; 0 if none do.
+
+    Parameters:
+        models: of the merge.
+        hub: how they are taken from the hub.
+    """
+    return ROOM if hub.stream and any(model.checkpoint.remote for model in models) else 0

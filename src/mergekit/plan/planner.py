@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from mergekit.checkpoint import dtype_titled, plan_shards
-from mergekit.checkpoint.hub import ROOM, Hub
+from mergekit.checkpoint.hub import Hub
 from mergekit.errors import Findings, IncompatibleModelsError
 from mergekit.methods import METHODS, Method
 from mergekit.plan.compatibility import incompatible
@@ -15,7 +15,7 @@ from mergekit.plan.files import OutputFiles, with_ids
 from mergekit.plan.fingerprint import provenance
 from mergekit.plan.memory import fit_tasks
 from mergekit.plan.methods import find_method, installed_methods
-from mergekit.plan.models import Model, open_models
+from mergekit.plan.models import Model, open_models, streaming_room
 from mergekit.plan.parameters import KNOWN, check_filters, check_parameters
 from mergekit.plan.problems import Problems
 from mergekit.plan.remarks import remark_on
@@ -54,6 +54,7 @@ class PlanOptions:
         hub: how models are taken from the hub.
         preview: read only headers of what is on the hub, though the merge will download it.
         language: the keys that a recipe may have.
+        noted: what the report says besides, by which the recipe can be read once more.
     """
 
     shard_bytes: int = 5_000_000_000
@@ -68,12 +69,13 @@ class PlanOptions:
     hub: Hub = field(default_factory=Hub)
     preview: bool = False
     language: Record[Recipe] = RECIPE
+    noted: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def recorded(self) -> dict[str, object]:
         """Those that decide what is written, for the report; the seed stands there by itself."""
         names = ("shard_bytes", "copy_tokenizer", "crop_vocabulary", "fuse_experts")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | dict(self.noted)
 
 
 def plan_merge(text: str, *, file: str | None = None, options: PlanOptions | None = None) -> Plan:
@@ -247,7 +249,7 @@ class _Draft:
         texts = {**files.texts, "mergekit_config.yml": recipe.text}
         config = written_config(self.models, modules, tasks)
         texts["config.json"] = with_ids(config, "config.json", tokens, findings)
-        streamed = options.hub.stream and any(model.checkpoint.remote for model in self.models)
+        room = streaming_room(self.models, options.hub)
         return Plan(
             recipe=recipe,
             models=self.models,
@@ -258,7 +260,7 @@ class _Draft:
             texts=texts,
             leftovers=assembler.leftovers(),
             findings=findings,
-            memory=fit_tasks(tasks, options.workers, options.max_memory, ROOM if streamed else 0),
+            memory=fit_tasks(tasks, options.workers, options.max_memory, room),
             seed=options.seed,
             treated=assembler.tolerance.treated(),
             options=options.recorded,

@@ -16,7 +16,7 @@ from mergekit.recipe.model import (
     ZeroRow,
 )
 from mergekit.recipe.reader import decoded, read_document, read_recipe
-from mergekit.recipe.references import Address, ModelRef
+from mergekit.recipe.references import Address, ModelRef, reference
 from mergekit.recipe.schema import recipe_schema
 from mergekit.recipe.settings import (
     Case,
@@ -67,4 +67,5 @@ __all__ = [
     "read_document",
     "read_recipe",
     "recipe_schema",
+    "reference",
 ]

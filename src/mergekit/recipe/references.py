@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit.errors import CheckpointError
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -43,6 +46,10 @@ class Address:
 
     def __str__(self) -> str:
         return self.path if self.revision is None else f"{self.path}@{self.revision}"
+
+    def written(self) -> dict[str, str]:
+        """The address as a mapping of a recipe."""
+        return {"path": self.path, **({"revision": self.revision} if self.revision is not None else {})}
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -100,6 +107,38 @@ class ModelRef:
         if len(parts) == 2 and not parts[1].strip():
             raise ValueError(f"`{text}` ends in `+` but names no adapter")
         return cls(Address.parse(parts[0]), Address.parse(parts[1]) if len(parts) == 2 else None)
+
+    def written(self) -> str | dict[str, object]:
+        """The model as recipes write it: as text, or where that would mean another model, as a mapping.
+
+        Example:
+            >>> ModelRef.parse("a@v1+b").written(), ModelRef(Address("a+b")).written()
+            ('a@v1+b', {'model': {'path': 'a+b'}})
+        """
+        text = str(self)
+        try:
+            if ModelRef.parse(text) == self:
+                return text
+        except ValueError:
+            pass  # more than one `@` or `+`
+        parts = {"model": self.model, "lora": self.adapter}
+        named: dict[str, object] = {key: address.written() for key, address in parts.items() if address}
+        return {**named, **({"override_architecture": self.architecture} if self.architecture else {})}
+
+
+def reference(name: str) -> ModelRef:
+    """A model as users name it on a command line; a folder or file is meant literally, whatever characters it has.
+
+    Parameters:
+        name: a path, or what recipes may write.
+
+    Raises:
+        CheckpointError: nothing can be called so.
+    """
+    try:
+        return ModelRef(Address(name)) if Path(name).expanduser().exists() else ModelRef.parse(name)
+    except ValueError as error:
+        raise CheckpointError(f"{name!r} names no model: {error}") from error
 
 
 def _normal(path: str) -> str:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -33,7 +32,7 @@ from mergekit.layout import Part
 from mergekit.methods.reductions import exact_sums
 from mergekit.plan.models import Key, Model, open_models
 from mergekit.plan.views import StoredView, View
-from mergekit.recipe import Address, ModelRef, Parameters, Recipe, Source
+from mergekit.recipe import Parameters, Recipe, Source, reference
 from mergekit.report.parts import part_of
 from mergekit.report.rooms import Room
 
@@ -227,18 +226,6 @@ def _opened(names: Sequence[str], findings: Findings, hub: Hub | None) -> tuple[
     for problem in findings.errors:
         raise CheckpointError(problem.what, expected=problem.expected, hint=problem.hint)
     return models
-
-
-def reference(name: str) -> ModelRef:
-    """A model as users name it; a folder or file is meant literally, whatever characters it has.
-
-    Raises:
-        CheckpointError: nothing can be called so.
-    """
-    try:
-        return ModelRef(Address(name)) if Path(name).expanduser().exists() else ModelRef.parse(name)
-    except ValueError as error:
-        raise CheckpointError(f"{name!r} names no model: {error}") from error
 
 
 def _described(a: Model, b: Model, pair: _Pair, distance: Distance) -> TensorDifference:

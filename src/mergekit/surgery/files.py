@@ -84,18 +84,29 @@ def _speaking(donor: Donor) -> Checkpoint:
 
 def _within(text: str, name: str, rows: int, findings: Findings) -> str:
     """A config without ids of tokens for which there are no rows: loaders stumble over them."""
-    beyond = [path for path, value in _ids(json.loads(text)) if value >= rows]
-    if beyond:
-        listed = ", ".join(f"`{'.'.join(path)}`" for path in beyond)
-        findings.warn(f"{name}: {listed} set to null, because the new vocabulary has neither the token nor its id")
-    return rewrite(text, dict.fromkeys(beyond)) if beyond else text
+    told = dict(_ids(json.loads(text)))
+    kept = {path: _known(value, rows) for path, value in told.items()}
+    changed = {path: value for path, value in kept.items() if value != told[path]}
+    if changed:
+        listed = ", ".join(f"`{'.'.join(path)}` set to {json.dumps(value)}" for path, value in changed.items())
+        findings.warn(f"{name}: {listed}, because the new vocabulary has neither the token nor its id")
+    return rewrite(text, changed) if changed else text
 
 
-def _ids(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+def _known(value: int | list[int], rows: int) -> int | list[int] | None:
+    """The ids for which there are rows; None if there is none."""
+    if isinstance(value, int):
+        return value if value < rows else None
+    return [number for number in value if number < rows] or None
+
+
+def _ids(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int | list[int]]]:
+    """Token ids, one or several, and where they stand."""
     for key, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
         if isinstance(value, dict):
             yield from _ids(value, (*path, key))
-        elif key.endswith(_ENDS) and isinstance(value, int):
+        elif key.endswith(_ENDS) and numbers and all(isinstance(number, int) for number in numbers):
             yield (*path, key), value
 
 

@@ -6,7 +6,7 @@ Public: :class:`Patient`, :class:`Donor`, :func:`open_patient`, :func:`open_dono
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import yaml
 
@@ -14,8 +14,7 @@ from mergekit.errors import Findings, MissingTensorError
 from mergekit.plan import VOCABULARY, Model, Plan, PlanOptions, plan_merge
 from mergekit.plan.models import open_models
 from mergekit.plan.views import View
-from mergekit.recipe import Address, ModelRef, Recipe, read_recipe
-from mergekit.report.difference import reference
+from mergekit.recipe import ModelRef, Recipe, read_recipe, reference
 from mergekit.surgery.approximation import Role
 from mergekit.surgery.tokens import Tokens, read_tokens
 
@@ -106,11 +105,5 @@ def _known(recipe: Recipe | None) -> Recipe:
 
 def _copying(ref: ModelRef) -> str:
     """The recipe that copies a model, whatever characters its name has."""
-    named: dict[str, Any] = {"model": _spelled(ref.model)}
-    if ref.adapter is not None:
-        named["lora"] = _spelled(ref.adapter)
-    return yaml.safe_dump({"merge_method": "passthrough", "models": [{"model": named}]}, allow_unicode=True)
-
-
-def _spelled(address: Address) -> dict[str, str]:
-    return {"path": address.path, **({"revision": address.revision} if address.revision else {})}
+    content = {"merge_method": "passthrough", "models": [{"model": ref.written()}]}
+    return yaml.safe_dump(content, allow_unicode=True)

@@ -13,13 +13,13 @@ import numpy as np
 import yaml
 
 from mergekit.checkpoint import DTYPES, TensorSpec, plan_shards
-from mergekit.checkpoint.hub import ROOM
 from mergekit.errors import CheckpointError, IncompatibleModelsError, MissingTensorError, UnsupportedError
 from mergekit.layout import Part
 from mergekit.merging import inputs_of
 from mergekit.plan import Operand, Plan, PlanOptions, TensorTask
 from mergekit.plan.fingerprint import provenance
 from mergekit.plan.memory import PROCESS, fit_tasks, physical_memory
+from mergekit.plan.models import streaming_room
 from mergekit.plan.tensors import MERGEABLE
 from mergekit.plan.views import Held, RowMap, View, aligned
 from mergekit.recipe import nearest
@@ -340,7 +340,7 @@ def _written(
     text = _recipe_text(plan, chosen)
     texts = {**files.texts, "config.json": config_for(patient, vocabulary), "mergekit_config.yml": text}
     plan.findings.raise_errors(options.strict)
-    streamed = options.hub.stream and any(model.checkpoint.remote for model in plan.models)
+    room = streaming_room(plan.models, options.hub)
     return replace(
         plan,
         recipe=replace(plan.recipe, method=Transplant.name, text=text),
@@ -349,7 +349,7 @@ def _written(
         shards=plan_shards([task.out for task in tasks], options.shard_bytes, provenance(text)),
         copies=files.copies,
         texts=texts,
-        memory=fit_tasks(tasks, options.workers, options.max_memory, ROOM if streamed else 0),
+        memory=fit_tasks(tasks, options.workers, options.max_memory, room),
         options={"shard_bytes": options.shard_bytes, "tokensurgeon": chosen},
     )
 
