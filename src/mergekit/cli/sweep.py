@@ -151,7 +151,7 @@ def _sweep(config_file: str, flags: dict[str, Any], output: Output) -> None:
 
 
 def _objectives(texts: Sequence[str], most: int | None, window: int) -> tuple[Objective, ...]:
-    from mergekit.evolution.language import objective_from
+    from mergekit.evolution.scoring import objective_from
 
     try:
         return tuple(objective_from(text, {"bytes": most, "window": window}) for text in texts)
