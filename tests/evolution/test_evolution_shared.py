@@ -40,8 +40,8 @@ def recipe(case, **others):
 WEIGHTS = {"de": 0.6, "es": 0.3}
 
 
-def bench(scaled=False, **options):
-    return Bench(Loading(MergeOptions(num_threads=1, **options), scaled=scaled))
+def bench(directions=0.0, **options):
+    return Bench(Loading(MergeOptions(num_threads=1, **options), directions=directions))
 
 
 def merged(own, text):
@@ -60,7 +60,7 @@ def test_every_method_with_a_scale_shares_its_direction():
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_merges_along_a_direction_are_the_merges_by_themselves(case):
-    shared = bench(scaled=True)
+    shared = bench(directions=0.25)
     for scale in SCALES:
         text = recipe(case, **{"lambda": scale})
         assert alike(merged(shared, text), merged(bench(), text))
@@ -69,7 +69,7 @@ def test_merges_along_a_direction_are_the_merges_by_themselves(case):
 
 
 def test_merges_on_torch_share_directions_too():
-    shared = bench(scaled=True, device="cpu")
+    shared = bench(directions=0.25, device="cpu")
     for scale in SCALES[:2]:
         text = recipe("dare_ties", **{"lambda": scale})
         assert alike(merged(shared, text), merged(bench(device="cpu"), text))

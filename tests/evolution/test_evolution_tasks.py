@@ -1,10 +1,6 @@
 """lm-eval with tasks of one's own, as a published guide calls the search."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from mergekit.cli.main import commands
 
 pytestmark = pytest.mark.filterwarnings("default")  # lm-eval and what it imports
-ROOT = Path(__file__).parents[2]
 GUIDE = """
 genome:
   models:
@@ -77,18 +72,8 @@ def folder(shared_folder):
     return folder
 
 
-def command(*arguments):
-    """`mergekit-evolve` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HOME": "hub", "NO_COLOR": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-c", "from mergekit.cli.main import main_evolve; main_evolve()", *arguments]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def evolve(*arguments, code=0):
-    """The same in this process, which has imported lm-eval once."""
+    """The command in this process, which imports lm-eval once for all tests."""
     done = CliRunner().invoke(commands, ["evolve", *arguments, "--task-search-path", "tasks", "--num-threads", "1"])
     assert done.exit_code == code, done.output
     return done
@@ -96,7 +81,7 @@ def evolve(*arguments, code=0):
 
 def test_the_search_of_a_published_guide(folder):
     called = "evolve.evolve.yml --storage-path ws --n-iterations 3 --task local_task"  # and where the task is
-    assert "local_task" in command(*called.split(), "--task-search-path", "tasks")
+    assert "local_task" in evolve(*called.split()).stdout
     history = json.loads((folder / "ws" / "history.json").read_text(encoding="utf-8"))
     accuracies = [trial["objectives"]["local_task"] for trial in history["trials"]]
     assert len(accuracies) == 3

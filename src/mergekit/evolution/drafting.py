@@ -41,6 +41,7 @@ class Drafting:
             return None
         if competes(self.space, self.method):
             self._check_competition()
+        self._warn_of_idle()
         edges = self._edges()
         genes = tuple(gene for group in range(len(edges) - 1) for gene in self._group(group, edges))
         if not genes:
@@ -64,6 +65,15 @@ class Drafting:
         if len(models) < 2:
             self._error("slerp merges two models", "models", "at least two models")
 
+    def _warn_of_idle(self) -> None:
+        """Warn of what the method has no use for."""
+        own, names = self.space, {parameter.name for parameter in self.method.parameters()}
+        idle = {"normalize": own.normalize is not None and "normalize" not in names}
+        idle["allow_negative_weights"] = own.negative and "weight" not in names
+        for name in [name for name, is_idle in idle.items() if is_idle]:
+            what = f"`{name}` has no effect: {self.method.name} has no such parameter"
+            self.findings.warn(what, own.recipe.place(f"genome.{name}"))
+
     def _check_bounds(self) -> None:
         known = {parameter.name: parameter for parameter in self.method.parameters()}
         for name, values in self.space.bounds.items():
@@ -74,6 +84,8 @@ class Drafting:
                 self._error(what, f"bounds.{name}", expected, close and f"`{close}`")
             elif name in self.space.recipe.parameters.settings:
                 self._error(f"`{name}` is fixed under `parameters`, and cannot be searched", f"bounds.{name}")
+            elif name == "normalize" and self.space.normalize is not None:
+                self._error("`normalize` is fixed in the genome, and cannot be searched", f"bounds.{name}")
             else:
                 self._check_values(known[name], values)
 
@@ -93,6 +105,10 @@ class Drafting:
 
     def _edges(self) -> tuple[int, ...]:
         groups, layers = self.space.groups, self.layers
+        if not layers:
+            if groups or not self.space.smooth:
+                self._error("the first model has no layers to group", "models", hint="`smooth: true`, without groups")
+            return (0, 0)
         if isinstance(groups, int):
             if groups and layers % groups:
                 divisors = ", ".join(str(size) for size in range(1, layers + 1) if layers % size == 0)

@@ -13,8 +13,8 @@ from mergekit.evolution.language import Space
 from mergekit.methods import Method, Parameter
 from mergekit.recipe import Scalar
 
-_PEER = {"linear": True, "task_arithmetic": False, "ties": True, "dare_ties": True, "slerp": False}
-"""Methods of the peer, whose recipes say `normalize`, and what they say without being told."""
+_NORMALIZED = {"linear": True, "task_arithmetic": False, "ties": True, "dare_ties": True}
+"""What `normalize` is where nobody says so, as elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +123,12 @@ class Genome:
         }
 
     def _shared(self) -> dict[str, Any]:
-        """Parameters that do not vary."""
+        """Parameters that do not vary; what the method would not read is not written."""
         own, fixed = self.space, self.space.written.get("parameters") or {}
-        name, reads = own.recipe.method, {parameter.name for parameter in self.method.parameters()}
         searched = {gene.parameter.name for gene in self.genes}
-        found: dict[str, Any] = {}
-        if "normalize" not in searched and (name in _PEER or (own.normalize is not None and "normalize" in reads)):
-            found["normalize"] = _PEER[name] if own.normalize is None else own.normalize
-        return found | ({"int8_mask": True} if name in _PEER else {}) | fixed
+        free = {parameter.name for parameter in self.method.parameters()} - searched
+        wanted = _NORMALIZED.get(self.method.name) if own.normalize is None else own.normalize
+        return ({"normalize": wanted} if "normalize" in free and wanted is not None else {}) | fixed
 
     def _sliced(self, found: Mapping[Gene, Scalar]) -> dict[str, Any]:
         slices = [self._slice(group, span, found) for group, span in enumerate(pairwise(self.edges))]

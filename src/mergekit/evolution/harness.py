@@ -96,7 +96,7 @@ def refuse_unknown(names: Sequence[str], tasks: Tasks) -> None:
     for name in names:
         if name not in known:
             close = nearest(name, known)
-            expected = "a task, group or tag of lm-eval, or one in a folder of `--task-search-path`"
+            expected = "a task or group of lm-eval, or one in a folder of `--task-search-path`"
             raise UnsupportedError(f"there is no task `{name}`", expected=expected, hint=close and f"`{close}`")
 
 
@@ -127,7 +127,10 @@ class Harness:
         if tokenizer is None:
             raise UnsupportedError("tasks of lm-eval need a tokenizer, and the merge has none")
         found = self._evaluated(name, share, model, tokenizer, batch)
-        results: dict[str, Any] = found["results"][name]
+        results: dict[str, Any] = found["results"].get(name)
+        if results is None:
+            what = f"`{name}` is a tag: there is no score of all its tasks together"
+            raise UnsupportedError(what, expected="a task or a group", hint=f"its tasks: {', '.join(found['results'])}")
         if not isinstance(results.get(metric), int | float):
             numbers = [
                 each for each, value in results.items() if isinstance(value, int | float) and "stderr" not in each

@@ -95,7 +95,7 @@ TASK: Form[Any] = Either(
     Record(
         "a task",
         (
-            Key("name", Text("the name of a task", some), "task, group or tag of lm-eval", required=True),
+            Key("name", Text("the name of a task", some), "task or group of lm-eval", required=True),
             _WEIGHT,
             Key("metric", Text("a metric", some), "metric with its filter; `acc,none` if it is not given"),
         ),
@@ -131,7 +131,7 @@ OBJECTIVE = Record(
     (
         Key("perplexity", Text("a file", some), "file with text, whose perplexity is kept low"),
         Key("bits_per_byte", Text("a file", some), "the same in bits per byte, which compares across tokenizers"),
-        Key("task", Text("the name of a task", some), "task, group or tag of lm-eval"),
+        Key("task", Text("the name of a task", some), "task or group of lm-eval"),
         Key("call", Text("a function", some, "`module:function` or `FILE.py:function`"), "function that scores"),
         Key("command", Text("a command", some), "shell command that gets the model's folder and prints a number"),
         Key("name", Text("a name", some), "what the history calls it"),
@@ -163,7 +163,8 @@ def objective_from(text: str, others: Mapping[str, Any] | None = None) -> Object
     """
     kind, _, what = text.partition(":")
     settings = {**(others or {}), "maximize": not kind.startswith("-")}
-    kind = kind.lstrip("-")
+    if kind in ("-call", "-command"):
+        kind = kind[1:]
     if kind not in _KINDS or not what:
         raise ValueError(f"`{text}` is not `KIND:WHAT`, with a kind that is one of {', '.join(_KINDS)}")
     if kind == "task":
