@@ -330,9 +330,7 @@ def test_a_folder_of_another_search_is_refused(genome, tmp_path):
 
 
 def test_files_of_one_name_are_different_functions_and_may_hold_dataclasses(tmp_path):
-    text = (
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
-    )
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "score.py").write_text(f"{text}def f(): return {folder!r}\n", encoding="utf-8")
