@@ -217,9 +217,32 @@ def test_mistakes_on_the_command_line(tmp_path):
     assert "one of them" in evolve(file, ws, "--load-in-4bit", "--load-in-8bit", code=2)["error"]["message"]
     assert "CMA-ES searches for one" in evolve(file, ws, "--sampler", "cmaes", code=2)["error"]["message"]
     assert "keeps objectives apart" in evolve(file, ws, "--halving", code=4)["error"]["message"]
+    differing = ("--workers", 2, "--num-gpus", 3)
+    assert "mean the same" in evolve(file, ws, *differing, code=2)["error"]["message"]
     single = write(tmp_path / "single.yml", genome=genome(), objectives=texts(("de",)), pareto=True)
     assert "`pareto: true` has one objective" in evolve(single, ws, code=4)["error"]["message"]
     assert not ws.exists()
+
+
+STOP = """
+import os, signal
+
+def score(candidate):
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_at_ctrl_c_it_says_what_is_not_lost(tmp_path):
+    (tmp_path / "stop.py").write_text(STOP, encoding="utf-8")
+    objectives = [{"call": f"{tmp_path / 'stop.py'}:score"}]
+    file = write(tmp_path / "evolve.yml", genome=genome(models=("de", "es")), objectives=objectives)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found = evolve(file, tmp_path / "ws", "--allow-code", code=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found["error"]["message"] == "interrupted; the same command continues the search"
 
 
 def test_flags_of_elsewhere_are_accepted(tmp_path):

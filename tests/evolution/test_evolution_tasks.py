@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mergekit.cli.main import commands
+from mergekit.evolution.harness import known_tasks
 
 pytestmark = pytest.mark.filterwarnings("default")  # lm-eval and what it imports
 GUIDE = """
@@ -110,6 +111,25 @@ def test_mistakes_about_tasks_are_found_before_work(folder):
     metric = evolve("metric.yml", "--storage-path", "metric", "--max-fevals", 2, code=4)
     assert "task `local_task` has no metric `acc,nnoe`" in metric.stderr
     assert "try `acc,none`" in metric.stderr
+
+
+def test_how_tasks_are_run_decides_whether_a_search_goes_on(folder):
+    arguments = ("--storage-path", "decided", "--max-fevals", 1, "--no-save-final-model")
+    for limit, code in ((4, 0), (5, 5)):
+        (folder / "limit.yml").write_text(yaml.safe_dump(yaml.safe_load(GUIDE) | {"limit": limit}), encoding="utf-8")
+        done = evolve("limit.yml", *arguments, code=code)
+    assert "a search with another `limit` (4, not 5)" in done.stderr
+
+
+def test_a_tag_has_no_score(folder):
+    for name in ("one", "two"):
+        own = {**TASK, "task": f"tagged_{name}", "tag": "tagged"}
+        (folder / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    known_tasks.cache_clear()
+    (folder / "tag.yml").write_text(GUIDE.replace("local_task", "tagged"), encoding="utf-8")
+    done = evolve("tag.yml", "--storage-path", "tag", "--max-fevals", 1, code=4)
+    assert "`tagged` is a tag: there is no score of all its tasks together" in done.stderr
+    assert "tagged_one, tagged_two" in done.stderr
 
 
 def test_perplexity_of_models_with_a_tokenizer(folder):
