@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -243,6 +244,22 @@ def test_at_ctrl_c_it_says_what_is_not_lost(tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert found["error"]["message"] == "interrupted; the same command continues the search"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
+def test_a_device_that_is_not_there_is_no_matter_of_candidates(tmp_path):
+    file = write(tmp_path / "evolve.yml", genome=genome(models=("de", "es")), objectives=texts(("de",)))
+    found = evolve(file, tmp_path / "ws", "--merge-cuda", code=8)
+    assert found["error"]["message"].startswith("device `cuda` is not there")
+
+
+def test_what_models_are_quantised_to_decides_whether_a_search_goes_on():
+    from mergekit.cli.evolve import _deciding
+    from mergekit.evolution.candidate import Loading
+    from mergekit.evolution.evaluation import RecipeEvaluator
+
+    found = [_deciding(RecipeEvaluator((), Loading(bits=bits)))["quantisation"] for bits in (None, 4, 8)]
+    assert found == ["none", "4 bits", "8 bits"]
 
 
 def test_flags_of_elsewhere_are_accepted(tmp_path):

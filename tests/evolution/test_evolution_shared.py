@@ -123,3 +123,11 @@ def test_weights_change_but_cuts_stay():
     for weight in (0.2, 0.7):
         text = recipe("ties, with norms").replace("weight: 0.6", f"weight: {weight}")
         assert alike(merged(own, text), merged(bench(), text))
+
+
+def test_workers_of_one_machine_share_the_room_for_directions():
+    from mergekit.evolution.evaluation import RecipeEvaluator
+
+    evaluator = RecipeEvaluator((), Loading(MergeOptions(), directions=0.25, device="cpu"))
+    assert evaluator.prepare(1, None, 4).loading.directions == 0.25 / 4
+    assert evaluator.prepare(1, None, 4).loading.device == "cpu"

@@ -257,7 +257,10 @@ def _deciding(evaluator: RecipeEvaluator) -> dict[str, str]:
     from mergekit.evolution.objectives import TaskObjective
 
     loading = evaluator.loading
-    known = {"`--random-seed`": str(loading.merge.random_seed), "kind of quantisation": str(loading.bits)}
+    known = {
+        "`--random-seed`": str(loading.merge.random_seed),
+        "quantisation": f"{loading.bits} bits" if loading.bits else "none",
+    }
     tasks = loading.tasks
     if any(isinstance(objective, TaskObjective) for objective in evaluator.objectives):
         settings = {"limit": tasks.limit, "num_fewshot": tasks.shots, "shuffle": tasks.shuffle}

@@ -113,7 +113,7 @@ def ready_workers(evaluator: RecipeEvaluator, count: int | None, cluster: str | 
     Raises:
         UnsupportedError: a library is not installed, a text is not there, or a task is unknown.
         MethodError: a function is not there.
-        DeviceError: there is no such cluster.
+        DeviceError: there is no such cluster, or no device to merge on.
     """
     from mergekit.evolution.workers import Alone, Processes
 
@@ -125,6 +125,11 @@ def ready_workers(evaluator: RecipeEvaluator, count: int | None, cluster: str | 
         if machines.count < (count or 0):
             output.note([f"{machines.count} workers instead of {count}: the cluster has no cores for more"])
         return machines
+    if evaluator.loading.merge.device:
+        from mergekit.api.options import device
+        from mergekit.engine import open_device
+
+        open_device(device(evaluator.loading.merge))  # or every candidate would fail for the lack of it
     if (count or 1) == 1:
         return Alone(evaluator.prepare(evaluator.loading.threads, None))
     return Processes(evaluator, count or 1, _devices())
