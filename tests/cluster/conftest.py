@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 sys.path[:0] = [
-    str(Path(__file__).parents[1] / folder) for folder in ("merging", "tokenizer", "ggufs", "resume", "cluster")
+    str(Path(__file__).parents[1] / folder)
+    for folder in ("merging", "tokenizer", "ggufs", "resume", "surgery", "cluster")
 ]
 
 from two_nodes import ALERT, NODE, SETTINGS  # noqa: E402

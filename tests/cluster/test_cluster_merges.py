@@ -10,7 +10,9 @@ import time
 
 import pytest
 import torch
+from click.testing import CliRunner
 from interrupted import Stopper, assert_done, contents, journal_of, partial_of
+from surgery_samples import make_pair
 from tiny_checkpoints import (
     fine_tuned,
     llama_config,
@@ -24,6 +26,7 @@ from tiny_checkpoints import (
 from tiny_quantised import quantised_model, settings_of
 from two_nodes import NODE
 
+from mergekit.cli.main import commands
 from mergekit.errors import CheckpointError, DeviceError, MethodError, NonFiniteError, OutputError
 from mergekit.merging import JobOptions, merge_recipe
 from mergekit.plan import PlanOptions
@@ -179,6 +182,33 @@ def test_other_kinds_of_plans_are_carried_out(models, cluster, tmp_path):
     assert here.keys() == there.keys()
     assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
     assert (tmp_path / "here.safetensors").read_bytes() == (tmp_path / "there.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["tokensurgeon", "fill-missing-params", "multi"])
+def test_commands_with_plans_of_their_own(command, models, cluster, tmp_path, monkeypatch):
+    from mergekit.engine import cluster as on_cluster
+
+    begun, execute = [], on_cluster.execute_on_cluster
+    monkeypatch.setattr(on_cluster, "execute_on_cluster", lambda *given: begun.append(given) or execute(*given))
+    if command == "tokensurgeon":
+        pair = make_pair(tmp_path / "pair")
+        words = [pair.model.root, pair.donor.root, "-k", 8]
+    elif command == "multi":
+        text = f"name: half\n{recipe('linear', [models / 'a', models / 'b'], parameters={'weight': 0.5})}"
+        (tmp_path / "multi.yml").write_text(f"{text}\n---\n{recipe('linear', ['half'], parameters={'weight': 0.5})}")
+        words = [tmp_path / "multi.yml", "--keep"]
+    else:
+        words = [models / "base", models / "a"]
+    written = []
+    for name, ways in (("here", ()), ("there", ("--ray",))):
+        out = [tmp_path / name] if command == "tokensurgeon" else ["--output-dir", tmp_path / name]
+        out = ["--out-path", tmp_path / name] if command == "multi" else out
+        line = [command, *words, *out, *ways, "-j", 1, "--max-memory", "400MB"]
+        done = CliRunner().invoke(commands, [str(word) for word in line])
+        assert done.exit_code == 0, done.output
+        written.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert written[0] == written[1]
+    assert len(begun) == (2 if command == "multi" else 1)
 
 
 def test_files_have_names_relative_to_the_folder_of_the_command(models, cluster, tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ def test_its_commands_run_and_say_what_it_shows(here):
 
 
 def test_it_names_every_key_of_a_configuration():
-    from mergekit.evolution.language import EXPERIMENT, GENOME, OBJECTIVE
+    from mergekit.evolution.language import EXPERIMENT, GENOME
+    from mergekit.evolution.scoring import OBJECTIVE
 
     ours = ("layer_granularity", "filters", "smooth", "bounds", "parameters", "normalize", "allow_negative_weights")
     assert set(ours) < {key.name for key in GENOME.keys}

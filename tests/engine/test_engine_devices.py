@@ -446,3 +446,21 @@ def test_auto_takes_what_there_is(monkeypatch):
     monkeypatch.setattr(devices, "accelerator", lambda: "cpu")
     assert open_device("auto").name == open_device("auto:*").name == "torch cpu"
     assert open_device("auto").notices == ()
+
+
+def test_without_lanes_no_copy_is_left_under_way():
+    """Nothing would wait for it: on a Mac the host's rows would be overwritten before they are on the device."""
+    from torch.overrides import TorchFunctionMode
+
+    class Copies(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (torch.Tensor.to, torch.Tensor.copy_) and "non_blocking" in (kwargs or {}):
+                seen.append(kwargs["non_blocking"])
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    with Copies():
+        bench = open_device("cpu").bench()
+        loaded = bench.load(np.zeros((2, 8), np.float32))
+        bench.fetch(loaded, np.empty(8, np.float32))()
+    assert seen == [False, False]

@@ -8,9 +8,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -59,17 +61,41 @@ def trials_of(storage):
         return 0
 
 
-def kill_after(trials, file, storage, *arguments):
-    """Begin a search in a process of its own, and kill it when so many trials are over."""
-    line = [sys.executable, "-m", "mergekit.cli.main", "evolve", file, "--storage-path", storage, *arguments]
-    line += ["--num-threads", "1"]
+PARENT = """
+import os, sys
+import cmaes, optuna, mergekit.evolution.trials
+from transformers import AutoTokenizer, LlamaForCausalLM
+from mergekit.cli.main import commands
+while input():
+    child = os.fork()
+    if not child:
+        commands(sys.argv[1:])
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@contextmanager
+def searching(file, storage, *arguments):
+    """A process that has imported everything, and begins a search in a process of its own for every line it reads."""
+    line = [sys.executable, "-c", PARENT, "evolve", file, "--storage-path", storage, *arguments, "--num-threads", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen([str(part) for part in line], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([str(part) for part in line], cwd=ROOT, env=environment, **pipes) as process:
+        yield process
+        process.stdin.write("\n")
+
+
+def kill_after(trials, parent, storage):
+    """Begin a search, and kill it when so many trials are over."""
+    parent.stdin.write("begin\n")
+    parent.stdin.flush()
+    child = int(parent.stdout.readline())
     while trials_of(storage) < trials:
-        assert process.poll() is None, process.stderr.read()
+        assert Path("/proc", str(child)).exists()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    os.kill(child, signal.SIGKILL)
+    assert int(parent.stdout.readline()) == signal.SIGKILL
 
 
 def without_times(record):
@@ -82,11 +108,12 @@ def test_it_beats_the_best_uniform_weight_though_it_is_killed_twice(tmp_path, ca
     recipe = write(tmp_path / "uniform.yml", **{**genome(), "dtype": "bfloat16", "models": models})
     objectives = [part for name in LANGUAGES for part in ("--objective", f"perplexity:examples/text/{name}.txt")]
     sizes = ("--bytes", TEXT["bytes"], "--window", TEXT["window"])
-    uniform = run("sweep", recipe, "--set", "parameters.weight=0.5:0.75:6", *objectives, *sizes)
-    best_uniform = max(point["score"] for point in uniform["points"])
     budget = ("--max-fevals", 16, "--seed", 1)
-    kill_after(4, file, tmp_path / "killed", *budget)
-    kill_after(10, file, tmp_path / "killed", *budget)
+    with searching(file, tmp_path / "killed", *budget) as parent:
+        uniform = run("sweep", recipe, "--set", "parameters.weight=0.5:0.75:6", *objectives, *sizes)
+        for trials in (4, 10):
+            kill_after(trials, parent, tmp_path / "killed")
+    best_uniform = max(point["score"] for point in uniform["points"])
     found = evolve(file, tmp_path / "killed", *budget)
     best = max(trial["score"] for trial in found["trials"])
     with capsys.disabled():
@@ -191,9 +218,48 @@ def test_mistakes_on_the_command_line(tmp_path):
     assert "one of them" in evolve(file, ws, "--load-in-4bit", "--load-in-8bit", code=2)["error"]["message"]
     assert "CMA-ES searches for one" in evolve(file, ws, "--sampler", "cmaes", code=2)["error"]["message"]
     assert "keeps objectives apart" in evolve(file, ws, "--halving", code=4)["error"]["message"]
+    differing = ("--workers", 2, "--num-gpus", 3)
+    assert "mean the same" in evolve(file, ws, *differing, code=2)["error"]["message"]
     single = write(tmp_path / "single.yml", genome=genome(), objectives=texts(("de",)), pareto=True)
     assert "`pareto: true` has one objective" in evolve(single, ws, code=4)["error"]["message"]
     assert not ws.exists()
+
+
+STOP = """
+import os, signal
+
+def score(candidate):
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_at_ctrl_c_it_says_what_is_not_lost(tmp_path):
+    (tmp_path / "stop.py").write_text(STOP, encoding="utf-8")
+    objectives = [{"call": f"{tmp_path / 'stop.py'}:score"}]
+    file = write(tmp_path / "evolve.yml", genome=genome(models=("de", "es")), objectives=objectives)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found = evolve(file, tmp_path / "ws", "--allow-code", code=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found["error"]["message"] == "interrupted; the same command continues the search"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
+def test_a_device_that_is_not_there_is_no_matter_of_candidates(tmp_path):
+    file = write(tmp_path / "evolve.yml", genome=genome(models=("de", "es")), objectives=texts(("de",)))
+    found = evolve(file, tmp_path / "ws", "--merge-cuda", code=8)
+    assert found["error"]["message"].startswith("device `cuda` is not there")
+
+
+def test_what_models_are_quantised_to_decides_whether_a_search_goes_on():
+    from mergekit.cli.evolve import _deciding
+    from mergekit.evolution.candidate import Loading
+    from mergekit.evolution.evaluation import RecipeEvaluator
+
+    found = [_deciding(RecipeEvaluator((), Loading(bits=bits)))["quantisation"] for bits in (None, 4, 8)]
+    assert found == ["none", "4 bits", "8 bits"]
 
 
 def test_flags_of_elsewhere_are_accepted(tmp_path):

@@ -3,7 +3,9 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mergekit.api.options import MergeOptions
 from mergekit.config import rendered
@@ -131,17 +133,47 @@ def test_values_of_another_number_are_refused():
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [("linear", True), ("ties", True), ("dare_ties", True), ("task_arithmetic", False), ("slerp", False)],
+    [("linear", True), ("ties", True), ("dare_ties", True), ("task_arithmetic", False)],
 )
 def test_e2_what_every_recipe_says(method, expected):
-    base = "base" if METHODS[method].needs.base == "required" and method != "slerp" else None
+    base = "base" if METHODS[method].needs.base == "required" else None
     recipe = (genome := drafted(method, base=base)).decode(genome.start)
-    assert recipe["parameters"] == {"normalize": expected, "int8_mask": True}
+    assert recipe["parameters"] == {"normalize": expected}
     assert recipe["dtype"] == "bfloat16"
     if base:
         assert recipe["slices"][0]["sources"][-1] == {"model": "models/base", "layer_range": [0, 4]}
     other = (genome := drafted(method, base=base, normalize=not expected, dtype="float32")).decode(genome.start)
     assert (other["parameters"]["normalize"], other["dtype"]) == (not expected, "float32")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "slerp", "breadcrumbs"])
+def test_no_recipe_says_what_its_method_does_not_read(method):
+    base = "base" if METHODS[method].needs.base == "required" and method != "slerp" else None
+    genome = drafted(method, base=base)
+    assert plan_merge(rendered(genome.decode(genome.start))).findings.warnings == []
+
+
+@pytest.mark.parametrize("name", ["normalize", "allow_negative_weights"])
+def test_what_has_no_effect_is_warned_of(name):
+    text = configuration("slerp", base=None, **{name: True})
+    (problem,) = prepare(text, "e.yml", MergeOptions())[2].warnings
+    assert problem.what == f"`{name}` has no effect: slerp has no such parameter"
+    assert name in text.splitlines()[problem.place.line - 1]
+
+
+def test_a_model_without_layers_is_searched_as_a_whole_or_not_at_all(tmp_path):
+    models = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file({"table.weight": np.ones((4, 2), np.float32)}, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        models.append(str(folder))
+    genome = {"merge_method": "linear", "models": models}
+    with pytest.raises(RecipeError, match="the first model has no layers to group"):
+        prepare(rendered({"genome": genome, "tasks": ["t"]}), "e.yml", MergeOptions())
+    found = prepare(rendered({"genome": {**genome, "smooth": True}, "tasks": ["t"]}), "e.yml", MergeOptions())[1]
+    assert found.start == (0.5, 0.5)
 
 
 def test_a_base_among_the_models_is_not_added():
@@ -210,6 +242,11 @@ MISTAKES = {
         {"parameters": {"weight": 1}, "bounds": {"weight": [0, 1]}},
         "`weight` is fixed under `parameters`, and cannot be searched",
         "weight",
+    ),
+    "normalize twice": (
+        {"normalize": True, "bounds": {"normalize": [False, True]}},
+        "`normalize` is fixed in the genome, and cannot be searched",
+        "normalize",
     ),
     "no such key": ({"smoth": True}, "unknown key `smoth` in the genome", "smoth"),
     "no such value": ({"parameters": {"rescale": "mabye"}}, "`rescale`: `mabye` is not true or false", "rescale"),

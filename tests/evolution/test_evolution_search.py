@@ -3,16 +3,21 @@
 import json
 import math
 import os
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
 import yaml
 
 from mergekit.api.options import MergeOptions
 from mergekit.config import rendered
 from mergekit.errors import OutputError, UnsupportedError
-from mergekit.evolution.evaluation import Evaluator, Judged
-from mergekit.evolution.objectives import CallObjective
+from mergekit.evolution.candidate import memory_folder
+from mergekit.evolution.evaluation import Evaluator, Job, Judged
+from mergekit.evolution.objectives import CallObjective, CommandObjective, load_function
 from mergekit.evolution.options import SearchOptions
 from mergekit.evolution.preparing import prepare
 from mergekit.evolution.record import write_records
@@ -50,7 +55,7 @@ class Bowl(Evaluator):
         values = off if self.apart else (sum(off),)
         return Judged(values, tuple(-value for value in values), 0.0)
 
-    def prepare(self, threads, device):
+    def prepare(self, threads, device, sharing=1):
         return self
 
 
@@ -73,13 +78,13 @@ def genome(examples, monkeypatch):
     return drafted
 
 
-def found_by(genome, storage, bowl=None, crew=None, pareto=False, **options):
+def found_by(genome, storage, bowl=None, crew=None, pareto=False, observer=None, **options):
     bowl = bowl or Bowl(pareto)
     count = len(BEST) if pareto else 1
     objectives = tuple(CallObjective(f"bowl {index}", 1.0, "bowl:bowl", False) for index in range(count))
     options = SearchOptions(**{"evaluations": 14, **options})
     with claimed(storage), crew or Alone(bowl) as own:
-        found = search(genome, objectives, own, storage, options, observer=Quiet(), pareto=pareto)
+        found = search(genome, objectives, own, storage, options, observer=observer or Quiet(), pareto=pareto)
         write_records(found, storage)
     return found
 
@@ -117,6 +122,25 @@ def test_e3_a_search_that_is_killed_again_and_again_is_the_same_search(genome, t
     assert told(found_by(own, tmp_path / "killed", **options)) == whole
 
 
+@pytest.mark.parametrize(("last", "options"), [(8, {}), (13, {"halving": True})], ids=str)
+def test_e3_a_kill_between_a_result_and_the_end_of_its_trial_is_no_matter(genome, tmp_path, monkeypatch, last, options):
+    own = genome()
+    bowl = {"fails_above": 0.7}
+    whole = told(found_by(own, tmp_path / "whole", Bowl(**bowl), **options))
+    tell = optuna.Study.tell
+
+    def killed(study, trial, *arguments, **others):
+        if getattr(trial, "number", trial) == last:
+            raise KilledError
+        return tell(study, trial, *arguments, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", killed)
+        with pytest.raises(KilledError):
+            found_by(own, tmp_path / "killed", Bowl(**bowl), **options)
+    assert told(found_by(own, tmp_path / "killed", Bowl(**bowl), **options)) == whole
+
+
 def test_e3_the_seed_decides(genome, tmp_path):
     own = genome()
     first, again, other = (
@@ -150,6 +174,61 @@ def test_a_process_that_dies_fails_its_candidate_alone(genome, tmp_path):
     assert dead
     assert {entry.judged.failure for entry in dead} == {"the process that judged it ended with exit code 7"}
     assert all((max(entry.values) > 0.7) == (entry in dead) for entry in found.entries)
+
+
+@dataclass
+class Unopened(Evaluator):
+    """Ends every process that would make a copy of it, before it has looked at a candidate."""
+
+    kept: int = 1
+
+    def judge(self, job):
+        raise AssertionError
+
+    def prepare(self, threads, device, sharing=1):
+        return self
+
+    def __setstate__(self, state):
+        os._exit(5)
+
+
+def test_processes_that_die_before_they_have_read_anything(genome, tmp_path):
+    with pytest.raises(UnsupportedError, match="ended with exit code 5"):
+        found_by(genome(), tmp_path, crew=Processes(Unopened(), 2), evaluations=2)
+
+
+@dataclass
+class Running(Evaluator):
+    """Has a folder in memory and a command that runs for a minute, while it says which."""
+
+    told: Path
+
+    def judge(self, job):
+        folder = memory_folder(0)
+        command = f"echo $$ {folder} > {self.told}.new; mv {self.told}.new {self.told}; sleep 60; true"
+        CommandObjective("slow", 1.0, command, False).measure(SimpleNamespace(folder=folder), 1.0)
+
+    def prepare(self, threads, device, sharing=1):
+        return self
+
+
+def test_when_a_search_is_stopped_its_processes_leave_no_command_and_no_folder(tmp_path):
+    told = tmp_path / "told"
+
+    def jobs():
+        yield Job("")
+        while not told.exists():
+            time.sleep(0.02)
+        raise KilledError
+
+    with pytest.raises(KilledError), Processes(Running(told), 2) as crew:
+        list(crew.judge(jobs()))
+    command, folder = told.read_text().split()
+    assert not Path(folder).exists()
+    deadline = time.monotonic() + 5
+    while Path("/proc", command).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path("/proc", command).exists()
 
 
 def test_failed_candidates_are_worst_and_their_reasons_are_kept(genome, tmp_path):
@@ -194,8 +273,19 @@ class Single(Evaluator):
         value = float(job.recipe.count("normalize: true"))
         return Judged((value,), (value,), 0.0)
 
-    def prepare(self, threads, device):
+    def prepare(self, threads, device, sharing=1):
         return self
+
+
+def test_only_scores_that_can_be_compared_are_told(genome, tmp_path):
+    heard = []
+
+    class Listener(Quiet):
+        def judged(self, number, judged):
+            heard.append((number, judged.score))
+
+    found = found_by(genome(), tmp_path, halving=True, observer=Listener())
+    assert heard == [(entry.number, entry.judged.score) for entry in found.entries if entry.counts]
 
 
 def test_successive_halving_judges_few_candidates_in_full(genome, tmp_path):
@@ -237,6 +327,14 @@ def test_a_folder_of_another_search_is_refused(genome, tmp_path):
         found_by(genome(allow_negative_weights=True), tmp_path, evaluations=1)
     with pytest.raises(OutputError, match="a search with another sampler"):
         found_by(genome(), tmp_path, evaluations=1, sampler="tpe")
+
+
+def test_files_of_one_name_are_different_functions_and_may_hold_dataclasses(tmp_path):
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "score.py").write_text(f"{text}def f(): return {folder!r}\n", encoding="utf-8")
+    assert [load_function(f"{tmp_path}/{folder}/score.py:f")() for folder in ("a", "b")] == ["a", "b"]
 
 
 def test_one_process_searches_in_a_folder_at_a_time(tmp_path):

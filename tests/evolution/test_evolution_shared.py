@@ -40,8 +40,8 @@ def recipe(case, **others):
 WEIGHTS = {"de": 0.6, "es": 0.3}
 
 
-def bench(scaled=False, **options):
-    return Bench(Loading(MergeOptions(num_threads=1, **options), scaled=scaled))
+def bench(directions=0.0, **options):
+    return Bench(Loading(MergeOptions(num_threads=1, **options), directions=directions))
 
 
 def merged(own, text):
@@ -60,7 +60,7 @@ def test_every_method_with_a_scale_shares_its_direction():
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_merges_along_a_direction_are_the_merges_by_themselves(case):
-    shared = bench(scaled=True)
+    shared = bench(directions=0.25)
     for scale in SCALES:
         text = recipe(case, **{"lambda": scale})
         assert alike(merged(shared, text), merged(bench(), text))
@@ -69,7 +69,7 @@ def test_merges_along_a_direction_are_the_merges_by_themselves(case):
 
 
 def test_merges_on_torch_share_directions_too():
-    shared = bench(scaled=True, device="cpu")
+    shared = bench(directions=0.25, device="cpu")
     for scale in SCALES[:2]:
         text = recipe("dare_ties", **{"lambda": scale})
         assert alike(merged(shared, text), merged(bench(device="cpu"), text))
@@ -123,3 +123,11 @@ def test_weights_change_but_cuts_stay():
     for weight in (0.2, 0.7):
         text = recipe("ties, with norms").replace("weight: 0.6", f"weight: {weight}")
         assert alike(merged(own, text), merged(bench(), text))
+
+
+def test_workers_of_one_machine_share_the_room_for_directions():
+    from mergekit.evolution.evaluation import RecipeEvaluator
+
+    evaluator = RecipeEvaluator((), Loading(MergeOptions(), directions=0.25, device="cpu"))
+    assert evaluator.prepare(1, None, 4).loading.directions == 0.25 / 4
+    assert evaluator.prepare(1, None, 4).loading.device == "cpu"

@@ -146,7 +146,8 @@ def test_mistakes_in_the_way_settings_are_written(recipe, setting):
 
 def test_mistakes_in_objectives_and_files(recipe, tmp_path):
     scale = ("--set", "parameters.weight=1,2")
-    assert "one of perplexity" in run(recipe, *scale, "--objective", "perplexty:x", code=2).output
+    for mistake in ("perplexty:x", "-perplexity:text/de.txt", "--command:true"):
+        assert "one of perplexity" in run(recipe, *scale, f"--objective={mistake}", code=2).output
     assert "runs code" in run(recipe, *scale, "--objective", "command:true", code=3).output
     assert "is a public benchmark" in run(recipe, *scale, "--objective", "task:mmlu", code=3).output
     text = ("--objective", "perplexity:text/de.txt")

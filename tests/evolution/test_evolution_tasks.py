@@ -1,10 +1,6 @@
 """lm-eval with tasks of one's own, as a published guide calls the search."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mergekit.cli.main import commands
+from mergekit.evolution.harness import known_tasks
 
 pytestmark = pytest.mark.filterwarnings("default")  # lm-eval and what it imports
-ROOT = Path(__file__).parents[2]
 GUIDE = """
 genome:
   models:
@@ -77,18 +73,8 @@ def folder(shared_folder):
     return folder
 
 
-def command(*arguments):
-    """`mergekit-evolve` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HOME": "hub", "NO_COLOR": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-c", "from mergekit.cli.main import main_evolve; main_evolve()", *arguments]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def evolve(*arguments, code=0):
-    """The same in this process, which has imported lm-eval once."""
+    """The command in this process, which imports lm-eval once for all tests."""
     done = CliRunner().invoke(commands, ["evolve", *arguments, "--task-search-path", "tasks", "--num-threads", "1"])
     assert done.exit_code == code, done.output
     return done
@@ -96,7 +82,7 @@ def evolve(*arguments, code=0):
 
 def test_the_search_of_a_published_guide(folder):
     called = "evolve.evolve.yml --storage-path ws --n-iterations 3 --task local_task"  # and where the task is
-    assert "local_task" in command(*called.split(), "--task-search-path", "tasks")
+    assert "local_task" in evolve(*called.split()).stdout
     history = json.loads((folder / "ws" / "history.json").read_text(encoding="utf-8"))
     accuracies = [trial["objectives"]["local_task"] for trial in history["trials"]]
     assert len(accuracies) == 3
@@ -125,6 +111,25 @@ def test_mistakes_about_tasks_are_found_before_work(folder):
     metric = evolve("metric.yml", "--storage-path", "metric", "--max-fevals", 2, code=4)
     assert "task `local_task` has no metric `acc,nnoe`" in metric.stderr
     assert "try `acc,none`" in metric.stderr
+
+
+def test_how_tasks_are_run_decides_whether_a_search_goes_on(folder):
+    arguments = ("--storage-path", "decided", "--max-fevals", 1, "--no-save-final-model")
+    for limit, code in ((4, 0), (5, 5)):
+        (folder / "limit.yml").write_text(yaml.safe_dump(yaml.safe_load(GUIDE) | {"limit": limit}), encoding="utf-8")
+        done = evolve("limit.yml", *arguments, code=code)
+    assert "a search with another `limit` (4, not 5)" in done.stderr
+
+
+def test_a_tag_has_no_score(folder):
+    for name in ("one", "two"):
+        own = {**TASK, "task": f"tagged_{name}", "tag": "tagged"}
+        (folder / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    known_tasks.cache_clear()
+    (folder / "tag.yml").write_text(GUIDE.replace("local_task", "tagged"), encoding="utf-8")
+    done = evolve("tag.yml", "--storage-path", "tag", "--max-fevals", 1, code=4)
+    assert "`tagged` is a tag: there is no score of all its tasks together" in done.stderr
+    assert "tagged_one, tagged_two" in done.stderr
 
 
 def test_perplexity_of_models_with_a_tokenizer(folder):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -202,6 +203,8 @@ def _options(flags: dict[str, Any], experiment: Experiment) -> SearchOptions:
 
     names = ("evaluations", "timeout", "seed", "sampler", "population", "sigma0", "halving")
     asked = flags.pop("num_gpus")
+    if asked and flags["workers"] not in (None, asked):
+        raise click.UsageError("`--workers` and `--num-gpus` differ, and mean the same: one of them")
     flags["workers"] = flags["workers"] or asked
     options = SearchOptions(
         **{name: flags.pop(name) for name in names}, scattered=experiment.scattered, workers=flags["workers"] or 1
@@ -233,21 +236,46 @@ def _searched(
     if flags["wandb"]:
         tracker = Tracker(flags["wandb_project"], flags["wandb_entity"], {"configuration": experiment.text})
     teller = _Teller(flags["storage"], options.evaluations, output, tracker)
-    settings = {"`--random-seed`": str(evaluator.loading.merge.random_seed)}
-    with ready_workers(evaluator, flags["workers"], flags["ray"]) as workers:
+    with _resumable(), ready_workers(evaluator, flags["workers"], flags["ray"], output) as workers:
         found = search(
             genome,
             evaluator.objectives,
             workers,
             flags["storage"],
-            options,
+            replace(options, workers=workers.count),
             observer=teller,
             pareto=experiment.pareto,
-            settings=settings,
+            settings=_deciding(evaluator),
         )
     if tracker:
         tracker.finish(flags["storage"] / BEST)
     return found
+
+
+def _deciding(evaluator: RecipeEvaluator) -> dict[str, str]:
+    """What decides scores beside the configuration of the search itself."""
+    from mergekit.evolution.objectives import TaskObjective
+
+    loading = evaluator.loading
+    known = {
+        "`--random-seed`": str(loading.merge.random_seed),
+        "quantisation": f"{loading.bits} bits" if loading.bits else "none",
+    }
+    tasks = loading.tasks
+    if any(isinstance(objective, TaskObjective) for objective in evaluator.objectives):
+        settings = {"limit": tasks.limit, "num_fewshot": tasks.shots, "shuffle": tasks.shuffle}
+        settings |= {"apply_chat_template": tasks.chat, "fewshot_as_multiturn": tasks.multiturn}
+        known |= {f"`{name}`": str(value) for name, value in settings.items()}
+    return known
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Say at Ctrl-C what is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command continues the search") from None
 
 
 @final

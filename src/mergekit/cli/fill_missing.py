@@ -16,6 +16,7 @@ from mergekit.cli.merge import (
     from_scratch,
     heed_stop,
     job_options,
+    on_cluster,
     on_threads,
     overwriting,
     strictly,
@@ -88,6 +89,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 @from_scratch
 @unchecked
 @cached_in
+@on_cluster
 @on_threads
 @within_memory
 @option(

@@ -14,6 +14,7 @@ from mergekit.cli.options import accepted, option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mergekit.cli.output import Output
     from mergekit.evolution.candidate import Loading
     from mergekit.evolution.evaluation import RecipeEvaluator
     from mergekit.evolution.harness import Tasks
@@ -100,18 +101,19 @@ def loading_of(flags: dict[str, Any], strict: bool, bits: int | None = None) -> 
     return Loading(merge, None, flags.pop("batch"), trusted, bits, threads)
 
 
-def ready_workers(evaluator: RecipeEvaluator, count: int | None, cluster: str | None) -> Workers:
+def ready_workers(evaluator: RecipeEvaluator, count: int | None, cluster: str | None, output: Output) -> Workers:
     """Workers for an evaluator, once it is known that it can do its work.
 
     Parameters:
         evaluator: every worker has a copy.
         count: of the workers; None for the usual number.
         cluster: address of a Ray cluster, or None for this machine.
+        output: is told if there are fewer.
 
     Raises:
         UnsupportedError: a library is not installed, a text is not there, or a task is unknown.
         MethodError: a function is not there.
-        DeviceError: there is no such cluster.
+        DeviceError: there is no such cluster, or no device to merge on.
     """
     from mergekit.evolution.workers import Alone, Processes
 
@@ -119,7 +121,15 @@ def ready_workers(evaluator: RecipeEvaluator, count: int | None, cluster: str | 
     if cluster:
         from mergekit.evolution.cluster import Machines
 
-        return Machines(evaluator, cluster, count, evaluator.loading.threads)
+        machines = Machines(evaluator, cluster, count, evaluator.loading.threads)
+        if machines.count < (count or 0):
+            output.note([f"{machines.count} workers instead of {count}: the cluster has no cores for more"])
+        return machines
+    if evaluator.loading.merge.device:
+        from mergekit.api.options import device
+        from mergekit.engine import open_device
+
+        open_device(device(evaluator.loading.merge))  # or every candidate would fail for the lack of it
     if (count or 1) == 1:
         return Alone(evaluator.prepare(evaluator.loading.threads, None))
     return Processes(evaluator, count or 1, _devices())

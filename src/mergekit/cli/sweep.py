@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mergekit.evolution.sweep import Axis, Point
 
 WRITTEN = "What is written"
+_DIRECTIONS = 1 / 4  # of the memory, for what is used again for every scale
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -131,14 +132,15 @@ def _sweep(config_file: str, flags: dict[str, Any], output: Output) -> None:
     text, name = read_config(config_file)
     axes, plot = flags.pop("axes"), flags.pop("plot")
     objectives = _objectives(flags.pop("objectives"), flags.pop("text_bytes"), flags.pop("window"))
-    tasks, scaled = Tasks(folders=flags.pop("folders")), any(axis.scales for axis in axes)
-    loading = replace(loading_of(flags, flags.pop("strict")), tasks=tasks, scaled=scaled)
+    tasks, kept = Tasks(folders=flags.pop("folders")), _DIRECTIONS if any(axis.scales for axis in axes) else 0.0
+    loading = replace(loading_of(flags, flags.pop("strict")), tasks=tasks, directions=kept)
     if plot:
         require_matplotlib()
     points = _planned(text, name, axes, objectives, loading.merge, flags.pop("unleashed"), output)
     sweep_memory()
     found: dict[int, Judged] = {}
-    with ready_workers(RecipeEvaluator(objectives, loading), flags.pop("workers"), flags.pop("ray")) as workers:
+    evaluator = RecipeEvaluator(objectives, loading)
+    with ready_workers(evaluator, flags.pop("workers"), flags.pop("ray"), output) as workers:
         for index, judged in swept(axes, points, workers):
             found[index] = judged
             if judged.failure:
@@ -151,7 +153,7 @@ def _sweep(config_file: str, flags: dict[str, Any], output: Output) -> None:
 
 
 def _objectives(texts: Sequence[str], most: int | None, window: int) -> tuple[Objective, ...]:
-    from mergekit.evolution.language import objective_from
+    from mergekit.evolution.scoring import objective_from
 
     try:
         return tuple(objective_from(text, {"bytes": most, "window": window}) for text in texts)

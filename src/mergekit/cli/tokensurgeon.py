@@ -18,6 +18,7 @@ from mergekit.cli.merge import (
     heed_stop,
     in_json,
     in_shards,
+    on_cluster,
     on_device,
     on_threads,
     overwriting,
@@ -221,6 +222,7 @@ _of_merges = accepted(
 @streaming
 @seeded
 @on_device
+@on_cluster
 @on_threads
 @within_memory
 @in_shards

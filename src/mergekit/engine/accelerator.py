@@ -138,7 +138,7 @@ class _TorchWorkbench(Workbench):
     def load(self, rows: Raw) -> _Loaded:
         with self.lanes.at("up"):
             # The transfer moves entries as they are stored; the device widens them.
-            tensor = _tensor(rows).to(self.device, non_blocking=True, copy=True)
+            tensor = _tensor(rows).to(self.device, non_blocking=self.lanes.waits, copy=True)
         return _Loaded(tensor, self.lanes.mark("up"))
 
     def block(self, loaded: _Loaded, based: bool, start: int, target: Target) -> Block:
@@ -162,7 +162,7 @@ class _TorchWorkbench(Workbench):
     def _back(self, tensor: Any, into: Any) -> Callable[[], None]:
         self.lanes.follow("down", self.lanes.mark("work"), tensor)
         with self.lanes.at("down"):
-            into.copy_(tensor, non_blocking=True)
+            into.copy_(tensor, non_blocking=self.lanes.waits)  # without lanes nothing would wait for it
         return partial(self.lanes.wait, self.lanes.mark("down"))
 
     def landed(self, loaded: _Loaded) -> None:

@@ -41,7 +41,8 @@ class Loading:
         bits: 4 or 8 to quantise models with bitsandbytes, 16 or 32 for plain weights; None for what the device likes.
         threads: of torch; None for its own choice.
         tasks: how tasks of lm-eval are run.
-        scaled: whether candidates differ in the scale of what is added to the base, above all.
+        directions: share of the machine's memory for what candidates add to the base before it is scaled, which is
+            worth keeping where they differ in the scale above all; 0 to keep none.
     """
 
     merge: MergeOptions = field(default_factory=MergeOptions)
@@ -51,7 +52,7 @@ class Loading:
     bits: int | None = None
     threads: int | None = None
     tasks: Tasks = field(default_factory=Tasks)
-    scaled: bool = False
+    directions: float = 0.0
 
 
 @final
@@ -61,7 +62,7 @@ class Bench:
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
         self.harness = Harness(loading.tasks)
-        self.shared = Shared(physical_memory() // 4 if loading.scaled else 0)
+        self.shared = Shared(int(physical_memory() * loading.directions))
         self._config = ""
         self._model: Any = None
         self._tokenizers: dict[str, Any] = {}
@@ -196,6 +197,8 @@ def _loaded(folder: Path, loading: Loading) -> Any:
     from transformers import AutoModelForCausalLM
 
     _without_bars()
+    if loading.threads is not None:
+        torch.set_num_threads(loading.threads)
     place = torch.device(loading.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
     if loading.bits in (4, 8):

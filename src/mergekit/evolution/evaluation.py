@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from mergekit.errors import MergekitError, UnsupportedError
@@ -56,8 +56,14 @@ class Evaluator(ABC):
         """Merge and score a candidate; whatever goes wrong is a failure of this candidate, and not raised."""
 
     @abstractmethod
-    def prepare(self, threads: int | None, device: str | None) -> Evaluator:
-        """A copy for a worker that may use so many threads and a device; None to leave them as they are."""
+    def prepare(self, threads: int | None, device: str | None, sharing: int = 1) -> Evaluator:
+        """A copy for one of several workers.
+
+        Parameters:
+            threads: that it may use; None to leave them as they are.
+            device: where its models run; None to leave it as it is.
+            sharing: workers that share the memory of its machine.
+        """
 
 
 @final
@@ -78,7 +84,7 @@ class RecipeEvaluator(Evaluator):
         """Merge and score a candidate."""
         began = time.perf_counter()
         if self._bench is None:
-            self._bench = _opened(self.loading)
+            self._bench = Bench(self.loading)
         try:
             with self._bench.candidate(job.recipe) as candidate:
                 found = [objective.measure(candidate, job.share) for objective in self.objectives]
@@ -90,21 +96,13 @@ class RecipeEvaluator(Evaluator):
         gains = tuple(own.gain(measured) for own, measured in zip(self.objectives, found, strict=True))
         return Judged(tuple(measured.value for measured in found), gains, time.perf_counter() - began)
 
-    def prepare(self, threads: int | None, device: str | None) -> RecipeEvaluator:
-        """A copy for a worker."""
-        from dataclasses import replace
-
-        merge = replace(self.loading.merge, num_threads=threads or self.loading.merge.num_threads)
-        own = replace(self.loading, merge=merge, threads=threads or self.loading.threads, device=device)
-        return RecipeEvaluator(self.objectives, own)
-
-
-def _opened(loading: Loading) -> Bench:
-    if loading.threads is not None:
-        import torch
-
-        torch.set_num_threads(loading.threads)
-    return Bench(loading)
+    def prepare(self, threads: int | None, device: str | None, sharing: int = 1) -> RecipeEvaluator:
+        """A copy for one of several workers."""
+        own, count = self.loading, threads or self.loading.threads
+        merge = replace(own.merge, num_threads=count or own.merge.num_threads)
+        room = own.directions / sharing
+        prepared = replace(own, merge=merge, threads=count, device=device or own.device, directions=room)
+        return RecipeEvaluator(self.objectives, prepared)
 
 
 def _reason(error: Exception) -> str:

@@ -96,7 +96,7 @@ def refuse_unknown(names: Sequence[str], tasks: Tasks) -> None:
     for name in names:
         if name not in known:
             close = nearest(name, known)
-            expected = "a task, group or tag of lm-eval, or one in a folder of `--task-search-path`"
+            expected = "a task or group of lm-eval, or one in a folder of `--task-search-path`"
             raise UnsupportedError(f"there is no task `{name}`", expected=expected, hint=close and f"`{close}`")
 
 
@@ -127,7 +127,10 @@ class Harness:
         if tokenizer is None:
             raise UnsupportedError("tasks of lm-eval need a tokenizer, and the merge has none")
         found = self._evaluated(name, share, model, tokenizer, batch)
-        results: dict[str, Any] = found["results"][name]
+        results: dict[str, Any] = found["results"].get(name)
+        if results is None:
+            what = f"`{name}` is a tag: there is no score of all its tasks together"
+            raise UnsupportedError(what, expected="a task or a group", hint=f"its tasks: {', '.join(found['results'])}")
         if not isinstance(results.get(metric), int | float):
             numbers = [
                 each for each, value in results.items() if isinstance(value, int | float) and "stderr" not in each
@@ -139,7 +142,7 @@ class Harness:
         return Measured(float(results[metric]), directions.get(metric.partition(",")[0]) is not False)
 
     def _evaluated(self, name: str, share: float, model: Any, tokenizer: Any, batch: int) -> Any:
-        with _hushed():
+        with _hushed(), _unsurveyed():
             from lm_eval.evaluator import simple_evaluate
             from lm_eval.models.huggingface import HFLM
 
@@ -191,6 +194,22 @@ def _hushed() -> Iterator[None]:
     finally:
         logging.disable(level)
         random.setstate(state)
+
+
+@contextlib.contextmanager
+def _unsurveyed() -> Iterator[None]:
+    """Without lm-eval's survey of the machine, which takes a second of every candidate's time."""
+    from lm_eval import evaluator
+
+    kept = getattr(evaluator, "add_env_info", None)
+    if kept is None:
+        yield
+        return
+    evaluator.add_env_info = lambda _results: None
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = kept
 
 
 @contextlib.contextmanager

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import os
+import signal
 import subprocess
 import sys
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -214,14 +217,18 @@ def load_function(name: str) -> Callable[[Candidate], Any]:
 
 
 def _from_file(path: str) -> Any:
-    name = f"mergekit_objective_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+    file = Path(path).expanduser().resolve()
+    name = f"mergekit_objective_{file.stem}_{zlib.crc32(os.fsencode(file)):08x}"  # files of one name are two modules
     if name not in sys.modules:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no Python file")
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)  # where its dataclasses look for themselves
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
     return sys.modules[name]
 
 
@@ -253,14 +260,26 @@ class CommandObjective(Objective):
     def measure(self, candidate: Candidate, share: float) -> Measured:
         """Run the command."""
         del share
-        line = ["sh", "-c", f'{self.command} "$@"', "sh", str(candidate.folder)]
-        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        words = done.stdout.split()
-        said = (done.stderr.strip().splitlines() or [""])[-1]
-        if done.returncode:
-            raise MethodError(f"`{self.command}` ended with exit code {done.returncode}: {said}")
+        code, printed, errors = _run(["sh", "-c", f'{self.command} "$@"', "sh", str(candidate.folder)])
+        words, said = printed.split(), (errors.strip().splitlines() or [""])[-1]
+        if code:
+            raise MethodError(f"`{self.command}` ended with exit code {code}: {said}")
         try:
             return Measured(float(words[-1]), self.more)
         except (IndexError, ValueError):
             shown = words[-1] if words else "nothing"
             raise MethodError(f"`{self.command}` printed {shown}", expected="a number as the last word") from None
+
+
+def _run(line: list[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command; it ends, with all that it has started, if this process is stopped."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        line, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+    ) as process:
+        try:
+            printed, errors = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, printed, errors

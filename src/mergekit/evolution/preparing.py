@@ -8,10 +8,12 @@ from dataclasses import replace
 from mergekit.api.options import MergeOptions, planning
 from mergekit.config import rendered
 from mergekit.errors import Findings, Place, Problem, RecipeError
-from mergekit.evolution.genome import Drafting, Genome
+from mergekit.evolution.drafting import Drafting
+from mergekit.evolution.genome import Genome
 from mergekit.evolution.harness import is_benchmark
-from mergekit.evolution.language import METRIC, Experiment, Space, read_experiment
+from mergekit.evolution.language import Experiment, Space, read_experiment
 from mergekit.evolution.objectives import Objective, TaskObjective
+from mergekit.evolution.scoring import METRIC
 from mergekit.plan import Model, plan_merge
 from mergekit.plan.methods import find_method
 from mergekit.plan.models import open_models

@@ -33,7 +33,7 @@ class Observer(Protocol):
     """Is told how a search goes."""
 
     def judged(self, number: int, judged: Judged) -> None:
-        """A candidate was judged."""
+        """A candidate was judged in full, or has failed."""
 
     def generation(self, found: Found) -> None:
         """A generation is over; also called at the end."""
@@ -109,8 +109,11 @@ def claimed(storage: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise OutputError("another process searches in this folder", place=str(storage)) from None
+        except OSError as error:
+            what = f"the folder cannot be locked: {error.strerror}"
+            raise OutputError(what, place=str(storage), hint="a folder on another file system") from error
         yield
 
 
@@ -218,7 +221,8 @@ class _Run:
             self.trials.keep(first, step, judged, None)
             for trial in others:
                 self.trials.keep(trial, step, judged, first.number)
-            self.observer.judged(first.number, judged)
+            if judged.failure or step == self.trials.steps[-1]:  # scores of other sizes cannot be compared
+                self.observer.judged(first.number, judged)
 
     def _in_time(self, jobs: Sequence[Job]) -> Iterator[Job]:
         for job in jobs:

@@ -51,8 +51,9 @@ class Tracker:
         self._run.log({**row, "best_score": best, "evaluations": self._logged}, step=self._logged)
 
     def finish(self, best: Path) -> None:
-        """Log the best recipe and end the run."""
-        artifact = self._wandb.Artifact("best_config", type="merge_config")
-        artifact.add_file(str(best))
-        self._run.log_artifact(artifact)
+        """Log the best recipe, if there is one, and end the run."""
+        if best.is_file():
+            artifact = self._wandb.Artifact("best_config", type="merge_config")
+            artifact.add_file(str(best))
+            self._run.log_artifact(artifact)
         self._run.finish()

@@ -165,12 +165,12 @@ class Trials:
         self.study = optuna.create_study(
             storage=f"sqlite:///{storage / DATABASE}",
             sampler=_sampler(genome, start, options, objectives),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=_KEEPS),
             study_name="search",
             directions=["maximize"] * objectives,
             load_if_exists=True,
         )
         self._refuse_another(identity, storage)
+        self._end_judged()
         if not self.study.trials:
             self.study.enqueue_trial(start)
 
@@ -220,10 +220,21 @@ class Trials:
     def keep(self, trial: Trial, step: int, judged: Judged, twin: int | None) -> None:
         """Keep what came of a trial at one size; a failure, or the largest size, ends it."""
         trial.set_user_attr(f"judged {step}", {**asdict(judged), "twin": twin})
+        self._end(trial.number, step, judged)
+
+    def _end(self, number: int, step: int, judged: Judged) -> None:
+        """End a trial that has failed, or was judged in full."""
         if judged.failure or step == _STEPS[-1]:
             worst = -math.inf
             gains = [judged.score] if self.objectives == 1 else list(judged.gains) or [worst] * self.objectives
-            self.study.tell(trial, gains)
+            self.study.tell(number, gains)
+
+    def _end_judged(self) -> None:
+        """End the trials of a search that was killed after their results were kept, and before they had ended."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            known = [(step, judged) for step in _STEPS if (judged := self.kept(trial, step))]
+            if known:
+                self._end(trial.number, *known[-1])
 
     def kept(self, trial: Trial | FrozenTrial, step: int) -> Judged | None:
         """What is known of a trial at one size."""
@@ -231,13 +242,16 @@ class Trials:
         return None if record is None else _judged(record)
 
     def give_up_on(self, trial: Trial, step: int) -> bool:
-        """Whether a trial is over because others do better at this size; then it is told so."""
-        judged = self.kept(trial, step)
-        assert judged is not None
+        """Whether a trial is over because earlier ones do better at this size; then it is told so.
+
+        The rule is that of Optuna's pruner for successive halving, which decides otherwise after a kill.
+        """
+        known = {number: judged.score for number, _, size, judged in self.results() if size == step}
+        scores = sorted(score for number, score in known.items() if number <= trial.number and score > -math.inf)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it was reported before the search was killed
-            trial.report(judged.score, step)
-        if trial.should_prune():
+            trial.report(known[trial.number], step)
+        if known[trial.number] < scores[-max(1, len(scores) // _KEEPS)]:
             self.study.tell(trial, state=TrialState.PRUNED)
             return True
         return False
