@@ -54,13 +54,17 @@ def half(base, models, *, strength: float = 1.0):
 
 @merge_method(title="Half, slowly, and seen")
 def slowly(base, models, *, folder: str):
-    """As half; says on which node."""
+    """As half; says on which node. A doomed node begins, and never ends; others go on when it has begun."""
     import ray
 
-    node = ray.get_runtime_context().get_node_id()
+    node, doomed = ray.get_runtime_context().get_node_id(), Path(folder, "doomed")
+    fate = doomed.read_text() if doomed.is_file() else ""
+    until = time.monotonic() + 60
+    while fate not in ("", node) and not list(Path(folder).glob(f"{fate} *")) and time.monotonic() < until:
+        time.sleep(0.01)
     mark = Path(folder, f"{node} {os.getpid()} {time.monotonic_ns()}")
     mark.touch()
-    time.sleep(60 if Path(folder, "doomed").is_file() and Path(folder, "doomed").read_text() == node else 0.03)
+    time.sleep(60 if fate == node else 0.03)
     mark.rename(f"{mark} done")
     return base + halved(models[0] - base)
 
