@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from mergekit.errors import RecipeError
-from mergekit.moe import MoeOptions, is_moe, plan_moe, read_moe
+from mergekit.moe import MoeOptions, plan_moe, read_moe
+from mergekit.recipe.kinds import is_moe
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from mergekit.errors import Problem, RecipeError
 from mergekit.merging import Progress, Silent, inputs_of
 from mergekit.plan import Plan
 from mergekit.recipe import decoded
+from mergekit.recipe.kinds import is_moe
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | MergeConfiguration
 """The path of a recipe, its YAML text, what a YAML library made of that, or a recipe that has been read."""
@@ -65,10 +66,10 @@ def carry_out(
     recipe: RecipeLike, out: Path, options: merging.JobOptions, progress: Progress | None = None
 ) -> Mapping[str, Any]:
     """Merge into a folder, with Python warnings about the recipe."""
-    from mergekit.moe import GateOptions, MoeOptions, build_moe, is_moe
-
     (text, file), warner = _read(recipe), _Warner(progress or Silent())
     if is_moe(text):
+        from mergekit.moe import GateOptions, MoeOptions, build_moe
+
         gates = MoeOptions(gates=GateOptions(first_device(options.device)))
         return build_moe(text, out, file=file, options=options, moe=gates, progress=warner)[0]
     return merging.merge_recipe(text, out, file=file, options=options, progress=warner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,7 +240,7 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     from mergekit.api.options import first_device
     from mergekit.cli.moe import build
     from mergekit.cli.planned import look_ahead
-    from mergekit.moe import GateOptions, MoeOptions, is_moe
+    from mergekit.recipe.kinds import is_moe
 
     heed_stop()
     only_plan = flags.pop("only_plan")
@@ -248,6 +249,8 @@ def _merge(config_file: str, out: Path, flags: dict[str, Any], output: Output) -
     if only_plan:
         look_ahead(job_of(text, name, out, options), output)
     elif is_moe(text):
+        from mergekit.moe import GateOptions, MoeOptions
+
         build(text, name, out, options, MoeOptions(gates=GateOptions(first_device(options.device))), output)
     else:
         carry_out(text, name, out, options, output)
@@ -274,12 +277,15 @@ def job_of(text: str, name: str, out: Path | None, options: JobOptions) -> Job:
         out: the folder to be made, or None if that is not known yet.
         options: of the merge.
     """
-    from mergekit.moe import is_moe, try_to_plan_moe
-    from mergekit.plan import try_to_plan
     from mergekit.preview import Job
+    from mergekit.recipe.kinds import is_moe
 
-    tried = try_to_plan_moe if is_moe(text) else try_to_plan
-    return Job(text, name, out, options.plan, options.device, options.overwrite, options.keeping, tried)
+    job = Job(text, name, out, options.plan, options.device, options.overwrite, options.keeping)
+    if not is_moe(text):
+        return job
+    from mergekit.moe import try_to_plan_moe
+
+    return replace(job, tried=try_to_plan_moe)
 
 
 def heed_stop() -> None:

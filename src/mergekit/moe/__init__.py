@@ -7,7 +7,7 @@ bytes that are copied, expert matrices with noise or a factor, and router rows t
 from mergekit.moe.building import MoeOptions, build_moe
 from mergekit.moe.families import FAMILIES, Family
 from mergekit.moe.identity import Identity, check_identity
-from mergekit.moe.language import MoeRecipe, is_moe, read_moe
+from mergekit.moe.language import MoeRecipe, read_moe
 from mergekit.moe.network import GateOptions
 from mergekit.moe.planning import MoePlan, plan_moe, try_to_plan_moe
 
@@ -21,7 +21,6 @@ __all__ = [
     "MoeRecipe",
     "build_moe",
     "check_identity",
-    "is_moe",
     "plan_moe",
     "read_moe",
     "try_to_plan_moe",

@@ -8,12 +8,10 @@ from mergekit.errors import Findings, Place
 from mergekit.moe.prompts import prompts_in
 from mergekit.recipe import ModelRef, Parameters, Recipe, Source, Vocabulary, coerce, read_document
 from mergekit.recipe.forms import Choice, Either, Form, Json, Many, Reading, Text, Whole, scalar
+from mergekit.recipe.kinds import METHOD
 from mergekit.recipe.language import DTYPE, REFERENCE
-from mergekit.recipe.nodes import Leaf, Listing, Node, Table, parse
+from mergekit.recipe.nodes import Listing, Node
 from mergekit.recipe.records import Fields, Key, Record
-
-METHOD = "moe"
-"""What `merge_method` may be in a mixture recipe."""
 
 HIDDEN = ("hidden", "hidden_last", "hidden_avg")
 PROMPTED = (*HIDDEN, "fitted", "cheap_embed")
@@ -265,19 +263,3 @@ def read_moe(text: str, *, file: str | None = None) -> tuple[MoeRecipe | None, F
     if found is None:
         return None, document.findings
     return replace(found, recipe=replace(found.recipe, text=text, file=file, lines=document.lines)), document.findings
-
-
-def is_moe(text: str) -> bool:
-    """Whether a YAML text is a mixture recipe, right or wrong: it has experts, or says that its method is `moe`.
-
-    Example:
-        >>> is_moe("merge_method: moe"), is_moe("merge_method: ties")
-        (True, False)
-    """
-    if "experts" not in text and METHOD not in text:
-        return False
-    root = parse(text, None, Findings()).root
-    if not isinstance(root, Table):
-        return False
-    method = root.entries.get("merge_method")
-    return "experts" in root.entries or (isinstance(method, Leaf) and method.text == METHOD)
