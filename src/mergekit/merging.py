@@ -182,9 +182,7 @@ def _checked(plan: Plan, out: Path, options: JobOptions) -> Plan:
 @contextmanager
 def inputs_of(plan: Plan) -> Iterator[RemoteFiles]:
     """What a plan reads from: files on the disk, and those that are left on the hub."""
-    remote = {file: found for model in plan.models for file, found in model.checkpoint.remote.items()}
-    streams = plan.memory.workers * max((len(task.operands) for task in plan.tasks), default=1)
-    with Files() as local, RemoteFiles(local, remote, streams) as files:
+    with Files() as local, RemoteFiles(local, plan.remote, plan.streams) as files:
         yield files
 
 

@@ -12,28 +12,15 @@ import click
 from mergekit.cli.options import GENERAL, Command, option
 from mergekit.cli.output import Output, print_json
 from mergekit.cli.tables import paragraph, table
+from mergekit.cli.targets import picture, writable
 
 if TYPE_CHECKING:
     from mergekit.report.difference import Difference, Distance, TensorDifference
     from mergekit.report.grid import Grid, Row
 
 SHOWN = "What is shown"
-_PICTURES = (".png", ".svg", ".pdf")
 _MEASURES = ("relative", "symmetric", "cosine", "changed")
 _MOST = 6  # names in a list
-
-
-def _writable(_ctx: click.Context, _param: click.Parameter, file: str | None) -> str | None:
-    """Refuse, before anything is read, a file that could not be written afterwards."""
-    if file is not None and file != "-" and not Path(file).absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder `{Path(file).parent}`")
-    return file
-
-
-def _picture(ctx: click.Context, param: click.Parameter, file: str | None) -> str | None:
-    if file is not None and not file.lower().endswith(_PICTURES):
-        raise click.BadParameter(f"`{file}` does not end in one of {', '.join(_PICTURES)}")
-    return _writable(ctx, param, file)
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 100})
@@ -53,7 +40,7 @@ def _picture(ctx: click.Context, param: click.Parameter, file: str | None) -> st
     "--plot",
     metavar="FILE",
     type=click.Path(dir_okay=False),
-    callback=_picture,
+    callback=picture,
     help="Write a heatmap of the table: .png, .svg or .pdf. Needs matplotlib: pip install 'mergekit[plot]'.",
 )
 @option(
@@ -62,7 +49,7 @@ def _picture(ctx: click.Context, param: click.Parameter, file: str | None) -> st
     "json_file",
     metavar="FILE",
     type=click.Path(dir_okay=False, allow_dash=True),
-    callback=_writable,
+    callback=writable,
     help="Write one JSON object into FILE, or with - on stdout, and nothing else.",
 )
 @option(

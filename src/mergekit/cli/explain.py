@@ -13,6 +13,7 @@ from mergekit.cli.merge import config_file, in_json, job_of, job_options, of_mer
 from mergekit.cli.options import Command, ignored_flags, option
 from mergekit.cli.output import Output, print_json
 from mergekit.cli.tables import paragraph, table
+from mergekit.cli.targets import picture, writable
 
 if TYPE_CHECKING:
     from mergekit.report.explanation import Explanation, Line, Panel
@@ -23,15 +24,6 @@ _COLOURS = (24, 31, 38, 44, 114, 184, 214, 220)  # of the bars, in a terminal of
 _WIDEST = 18  # of a column's name; longer ones are explained below the table
 
 
-def _picture(_ctx: click.Context, param: click.Parameter, file: Path | None) -> Path | None:
-    """Refuse, before anything is read, a file that could not be written afterwards."""
-    if file is not None and param.name == "png" and file.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise click.BadParameter(f"`{file}` does not end in one of .png, .svg, .pdf")
-    if file is not None and not file.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder `{file.parent}`")
-    return file
-
-
 @click.command(cls=Command, context_settings={"max_content_width": 100})
 @config_file
 @in_json
@@ -40,7 +32,7 @@ def _picture(_ctx: click.Context, param: click.Parameter, file: Path | None) -> 
     "--png",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    callback=_picture,
+    callback=picture,
     help="Draw the values: .png, .svg or .pdf. Needs matplotlib: pip install 'mergekit[plot]'.",
 )
 @option(
@@ -48,7 +40,7 @@ def _picture(_ctx: click.Context, param: click.Parameter, file: Path | None) -> 
     "--html",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    callback=_picture,
+    callback=writable,
     help="Write the values as a page for a browser.",
 )
 @of_merges

@@ -15,6 +15,7 @@ from mergekit.cli.merge import config_file, heed_stop, in_json, on_threads, quie
 from mergekit.cli.options import GENERAL, Command, option
 from mergekit.cli.output import Output, usage_failure
 from mergekit.cli.tables import table
+from mergekit.cli.targets import picture, writable
 
 if TYPE_CHECKING:
     from mergekit.evolution.evaluation import Judged
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 WRITTEN = "What is written"
 _DIRECTIONS = 1 / 4  # of the memory, for what is used again for every scale
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 def _axis(_ctx: click.Context, _param: click.Parameter, texts: Sequence[str]) -> list[Axis]:
@@ -33,15 +33,6 @@ def _axis(_ctx: click.Context, _param: click.Parameter, texts: Sequence[str]) ->
         return [Axis.parse(text) for text in texts]
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def _writable(ctx: click.Context, param: click.Parameter, file: Path | None) -> Path | None:
-    """Refuse, before anything is merged, a file that could not be written afterwards."""
-    if file is not None and not file.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder `{file.parent}`", ctx, param)
-    if file is not None and param.name == "plot" and file.suffix.lower() not in _PICTURES:
-        raise click.BadParameter(f"`{file}` does not end in one of {', '.join(_PICTURES)}", ctx, param)
-    return file
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 100})
@@ -98,7 +89,7 @@ def _writable(ctx: click.Context, param: click.Parameter, file: Path | None) -> 
     "table_file",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    callback=_writable,
+    callback=writable,
     help="Write the table as comma-separated values.",
 )
 @option(
@@ -106,7 +97,7 @@ def _writable(ctx: click.Context, param: click.Parameter, file: Path | None) -> 
     "--plot",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    callback=_writable,
+    callback=picture,
     help="Draw a curve for one setting, or the score over two: .png, .svg or .pdf. Needs matplotlib: pip install "
     '"mergekit[plot]".',
 )

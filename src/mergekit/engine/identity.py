@@ -72,7 +72,7 @@ def stamps(plan: Plan) -> dict[str, dict[str, int]]:
 
 
 def _header(plan: Plan, file: str) -> str:
-    remote = {str(path): found for model in plan.models for path, found in model.checkpoint.remote.items()}
+    remote = {str(path): found for path, found in plan.remote.items()}
     return remote[file].header_sha256 if file in remote else header_hash(Path(file))
 
 

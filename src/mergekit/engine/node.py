@@ -154,11 +154,9 @@ def _worked(job: Job, load: Load) -> Iterator[Chunk | Done]:
 
 def _merged(job: Job, load: Load, files: Files, writer: RangeWriter) -> Done:
     plan = replace(job.plan, tasks=load.tasks)
-    remote = {file: found for model in plan.models for file, found in model.checkpoint.remote.items()}
-    streams = plan.memory.workers * max((len(task.operands) for task in plan.tasks), default=1)
     counted: list[int] = []  # a list may grow from any thread
     try:
-        with RemoteFiles(files, remote, streams) as inputs:
+        with RemoteFiles(files, plan.remote, plan.streams) as inputs:
             outcomes = list(execute(plan, inputs, writer, job.compute, counted.append))
         if not job.collect:
             writer.sync()  # what the machine still holds would be lost with it

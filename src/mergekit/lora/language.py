@@ -8,10 +8,10 @@ from mergekit.errors import Findings
 from mergekit.methods import Method
 from mergekit.plan import VOCABULARY
 from mergekit.recipe import Address, ModelRef, Recipe, read_recipe
-from mergekit.recipe.assembly import build_recipe, build_source
+from mergekit.recipe.assembly import build_list, build_source
 from mergekit.recipe.forms import Many, Text
 from mergekit.recipe.language import MODEL_ENTRY, RECIPE
-from mergekit.recipe.records import Fields, Key, Record
+from mergekit.recipe.records import Key, Record
 
 EXACT = ("task_arithmetic", "linear", "model_stock", "nuslerp", "multislerp")
 """Methods that give the same as on the dense deltas: sums whose weights come from norms and angles."""
@@ -42,13 +42,6 @@ def _named(text: str) -> ModelRef:
     return ModelRef(Address(text) if Path(text).expanduser().exists() else Address.parse(text))
 
 
-def _build(fields: Fields) -> Recipe | None:
-    if fields.optional("models") == ():
-        fields.error("there is nothing to merge", "`models:` with a list of `- model: PATH`", path="models")
-        return None
-    return build_recipe(fields)
-
-
 _PATH = Text("an adapter", _named, "the folder of an adapter, or its name on the hub: PATH or PATH@REVISION")
 _ENTRY = Record(
     "an entry of `models`",
@@ -68,7 +61,7 @@ ADAPTERS = Record(
         _MODELS,
         *(key for key in RECIPE.keys if key.name in ("parameters", "dtype")),
     ),
-    _build,
+    build_list,
 )
 """Every key of a recipe for adapters."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from mergekit.checkpoint import DTYPES, Extent, TensorSpec
 from mergekit.plan.tensors import promoted
 from mergekit.plan.views import Access, Held, Joined, Pieces, View
-from mergekit.plan.views.base import Raw, Stretch
+from mergekit.plan.views.base import Composed, Raw, Stretch
 
 _CHUNK = 1 << 16  # entries that noise is drawn for at a time
 _ROOM = 8 * 8 * _CHUNK  # bytes of it
@@ -67,7 +67,7 @@ def beside(views: Sequence[View]) -> View:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Beside(View):
+class Beside(Composed):
     """Matrices side by side.
 
     Parameters:
@@ -79,16 +79,6 @@ class Beside(View):
     spec: TensorSpec
     views: tuple[View, ...]
     names: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """What all of them read."""
-        return sum(view.nbytes for view in self.views)
-
-    @property
-    def kept_bytes(self) -> int:
-        """What all of them keep."""
-        return sum(view.kept_bytes for view in self.views)
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[View, int, int, int]]:
         """Stretches of the matrices that make up [start, stop): the matrix, first and last entry, and the place."""

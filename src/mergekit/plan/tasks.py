@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergekit.checkpoint import Shard, TensorSpec
+from mergekit.checkpoint.hub import Remote
 from mergekit.errors import Findings
 from mergekit.kernels import GRAIN
 from mergekit.methods import Method, Target
@@ -158,6 +159,16 @@ class Plan:
             "warnings": len(self.findings.warnings),
         }
         return f"<Plan {self.method.name}: {', '.join(f'{name} {count}' for name, count in counts.items())}>"
+
+    @property
+    def remote(self) -> dict[Path, Remote]:
+        """The files that are left on the hub."""
+        return {file: found for model in self.models for file, found in model.checkpoint.remote.items()}
+
+    @property
+    def streams(self) -> int:
+        """Operands that all workers together read at a time, at most."""
+        return self.memory.workers * max((len(task.operands) for task in self.tasks), default=1)
 
     @property
     def read_bytes(self) -> int:

@@ -6,21 +6,14 @@ from mergekit.errors import Findings
 from mergekit.plan import VOCABULARY
 from mergekit.plan.parameters import levels
 from mergekit.recipe import Address, Filtered, Gradient, ModelRef, Recipe, Setting, read_recipe
-from mergekit.recipe.assembly import build_recipe, build_source
+from mergekit.recipe.assembly import build_list, build_source
 from mergekit.recipe.forms import Many, Text
 from mergekit.recipe.language import MODEL_ENTRY, RECIPE
-from mergekit.recipe.records import Fields, Key, Record
+from mergekit.recipe.records import Key, Record
 
 
 def _literally(text: str) -> ModelRef:
     return ModelRef(Address(text))
-
-
-def _build(fields: Fields) -> Recipe | None:
-    if fields.optional("models") == ():
-        fields.error("there is nothing to merge", "`models:` with a list of `- model: PATH`", path="models")
-        return None
-    return build_recipe(fields)
 
 
 _PATH = Text("the path of a checkpoint", _literally, "the path of a file or a folder, taken literally")
@@ -42,7 +35,7 @@ _COMMON = ("merge_method", "parameters", "dtype", "out_dtype", "on_shape_mismatc
 RAW = Record(
     "the top level of the recipe",
     tuple(_OWN.get(key.name, key) for key in RECIPE.keys if key.name in (*_OWN, *_COMMON)),
-    _build,
+    build_list,
 )
 """Every key of a recipe for raw checkpoints."""
 

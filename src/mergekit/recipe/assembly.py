@@ -144,6 +144,14 @@ def build_module(fields: Fields) -> Module | None:
     return Module(name, models, slices, _parameters(fields), fields.path)
 
 
+def build_list(fields: Fields) -> Recipe | None:
+    """Make a recipe, without its text, in a language that knows a list of models and nothing else."""
+    if fields.optional("models") == ():
+        fields.error("there is nothing to merge", "`models:` with a list of `- model: PATH`", path="models")
+        return None
+    return build_recipe(fields)
+
+
 def build_recipe(fields: Fields) -> Recipe | None:
     """Make a recipe without its text."""
     content = _content(fields, CONTENT)

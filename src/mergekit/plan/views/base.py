@@ -85,6 +85,22 @@ class View(ABC):
         return tuple(dict.fromkeys(str(extent.file) for extent in self.extents(0, self.spec.count)))
 
 
+class Composed(View, ABC):
+    """Several views as one: it costs what they cost."""
+
+    views: tuple[View, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """What all of them read."""
+        return sum(view.nbytes for view in self.views)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What all of them keep."""
+        return sum(view.kept_bytes for view in self.views)
+
+
 class Excerpt(View, ABC):
     """Entries of another view, the whole: they cost their share of it."""
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import final
 
 from mergekit.checkpoint import Extent, TensorSpec
-from mergekit.plan.views.base import Access, Raw, View
+from mergekit.plan.views.base import Access, Composed, Raw, View
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Joined(View):
+class Joined(Composed):
     """Several views of one shape, laid end to end.
 
     Parameters:
@@ -24,16 +24,6 @@ class Joined(View):
     spec: TensorSpec
     views: tuple[View, ...]
     names: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """What all of them read."""
-        return sum(view.nbytes for view in self.views)
-
-    @property
-    def kept_bytes(self) -> int:
-        """What all of them keep."""
-        return sum(view.kept_bytes for view in self.views)
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[View, int, int, int]]:
         """Views with entries in [start, stop): the view, its first and last entry there, and where it begins."""
