@@ -16,7 +16,6 @@ from mergekit.checkpoint.finding import SAFETENSORS
 from mergekit.checkpoint.hub import RemoteFiles
 from mergekit.checkpoint.output import output_file, output_folder, refuse_occupied, refuse_taken
 from mergekit.checkpoint.writing import reported
-from mergekit.errors import DeviceError, OutputError
 from mergekit.plan import Plan, PlanOptions
 from mergekit.preview import Job, check_merge, refuse_input, room_for
 from mergekit.report import merge_report, model_card
@@ -100,19 +99,11 @@ def merge_recipe(
     Raises:
         MergekitError: everything that stands in the way is told at once; see the tree in :mod:`mergekit.errors`.
     """
+    began = time.perf_counter()
     options = options or JobOptions()
     job = Job(text, file, out, options.plan, options.device, options.overwrite, options.keeping)
-
-    def planned() -> Plan:
-        return check_merge(job, room=options.room).result()
-
-    try:
-        refuse_occupied(out, options.overwrite)
-        _opened(options)
-    except (DeviceError, OutputError):
-        planned()  # which fails too, and tells what else is wrong
-        raise
-    return carry_out(planned, out, options, progress)
+    plan = check_merge(job, room=options.room).result()
+    return _into_folder(plan, _opened(options), out, options, progress or Silent(), began)
 
 
 def carry_out(
@@ -134,8 +125,14 @@ def carry_out(
     """
     began = time.perf_counter()
     refuse_occupied(out, options.overwrite)
-    progress, compute = progress or Silent(), _opened(options)
-    plan = _checked(planned(), out, options)
+    compute = _opened(options)
+    return _into_folder(_checked(planned(), out, options), compute, out, options, progress or Silent(), began)
+
+
+def _into_folder(
+    plan: Plan, compute: Compute, out: Path, options: JobOptions, progress: Progress, began: float
+) -> Mapping[str, object]:
+    """Do what a plan says that was checked."""
     with output_folder(out, options.overwrite) as folder:
         beginning = _begin(plan, folder, compute, options)
         with beginning.guarded():
@@ -172,7 +169,7 @@ def carry_out_into_file(
 
 
 def _checked(plan: Plan, out: Path, options: JobOptions) -> Plan:
-    """Look at the output once more: every plan comes here, also those that no recipe was checked for."""
+    """Look at the output for plans that no recipe was checked for."""
     refuse_input(plan.models, out)
     if options.room:
         room_for(plan, out).require()
