@@ -122,14 +122,14 @@ def bug(*_, **__):
 
 
 def test_bugs_are_named_in_one_line(bench, monkeypatch):
-    monkeypatch.setattr(mergekit.merging, "carry_out", bug)
+    monkeypatch.setattr(mergekit.merging, "check_merge", bug)
     result = bench.run()
     assert result.exit_code == 1
     assert result.stderr == "error: ZeroDivisionError: what now? (this is a bug in mergekit; `-v` shows where)\n"
 
 
 def test_verbose_bugs_show_where(bench, monkeypatch):
-    monkeypatch.setattr(mergekit.merging, "carry_out", bug)
+    monkeypatch.setattr(mergekit.merging, "check_merge", bug)
     result = bench.run("-v")
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
@@ -137,7 +137,7 @@ def test_verbose_bugs_show_where(bench, monkeypatch):
 
 
 def test_bugs_as_json(bench, monkeypatch):
-    monkeypatch.setattr(mergekit.merging, "carry_out", bug)
+    monkeypatch.setattr(mergekit.merging, "check_merge", bug)
     error = failed(bench.run("--json"))
     assert (error["type"], error["problems"]) == ("ZeroDivisionError", [])
 
