@@ -35,6 +35,9 @@ class Counting:
     def prefetch(self, extent):
         pass
 
+    def descriptor(self, file):
+        pass
+
 
 @dataclass
 class Tensor:

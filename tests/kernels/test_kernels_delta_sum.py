@@ -84,9 +84,10 @@ def test_votes_are_kept_within_the_band_and_below_the_chance(name, size, seed, d
     kept &= noise < threshold(chance)
     votes = np.empty(size, np.float32)
     keys = stream_keys(0, "w", 0)[None]
-    fused.thin(row, base, *cut_of([low, high]), threshold(chance), first, keys, votes)
+    cuts, edges = cut_of([low, high])
+    fused.thin(row, base, cuts, edges + first, threshold(chance), first, keys, votes)
     np.testing.assert_array_equal(votes, np.where(kept, decode(row) - decode(base), 0))
-    out = add_up(base, row[None], cut_of([low, high]), chances=[threshold(chance)], elect=False, first=first)
+    out = add_up(base, row[None], (cuts, edges + first), chances=[threshold(chance)], elect=False, first=first)
     np.testing.assert_array_equal(out, encode(decode(base) + votes, name))
 
 

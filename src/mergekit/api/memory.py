@@ -15,8 +15,8 @@ from mergekit.api.arrays import Octets
 from mergekit.checkpoint import Extent
 from mergekit.checkpoint.reading import Buffer, octets
 from mergekit.engine import Compute
+from mergekit.engine.inputs import Reader
 from mergekit.engine.local import Recall, Team, crew
-from mergekit.engine.worker import Reader
 from mergekit.errors import NonFiniteError
 from mergekit.plan import Memory, TensorTask
 
@@ -41,6 +41,9 @@ class HeldTensors:
         room, held = octets(into), self.contents[file]
         for start, place in zip(starts, places, strict=True):
             room[place : place + nbytes] = held[start : start + nbytes].data
+
+    def descriptor(self, file: Path) -> None:
+        """None: it is no file."""
 
     def prefetch(self, extent: Extent) -> None:
         """Nothing: it is here."""

@@ -96,7 +96,7 @@ class Files:
         """
         if into.nbytes != extent.nbytes:
             raise ValueError(f"a buffer of {into.nbytes} bytes cannot hold an extent of {extent.nbytes} bytes")
-        descriptor = self._descriptor(extent.file)
+        descriptor = self.descriptor(extent.file)
         try:
             count = read_at(descriptor, extent.start, into)
         except OSError as error:
@@ -123,7 +123,7 @@ class Files:
             CheckpointError: the file cannot be read, or ends before a stretch does.
         """
         # Rows of a vocabulary in another order come by the hundred thousand: nothing but the call is in the loop.
-        descriptor, room, read = self._descriptor(file), octets(into), os.preadv
+        descriptor, room, read = self.descriptor(file), octets(into), os.preadv
         for start, place in zip(starts, places, strict=True):
             part = room[place : place + nbytes]
             try:
@@ -140,7 +140,7 @@ class Files:
             CheckpointError: the file cannot be opened.
         """
         if hasattr(os, "posix_fadvise"):
-            descriptor = self._descriptor(extent.file)
+            descriptor = self.descriptor(extent.file)
             with suppress(OSError):  # advice: not every file system takes it
                 os.posix_fadvise(descriptor, extent.start, extent.nbytes, os.POSIX_FADV_WILLNEED)
 
@@ -150,7 +150,12 @@ class Files:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
 
-    def _descriptor(self, file: Path) -> int:
+    def descriptor(self, file: Path) -> int:
+        """The descriptor of a file, for reads at any place.
+
+        Raises:
+            CheckpointError: the file cannot be opened.
+        """
         with self._lock:
             if file not in self._descriptors:
                 self._descriptors[file] = open_file(self._root / file)

@@ -12,7 +12,8 @@ from queue import SimpleQueue
 from typing import TypeVar, final
 
 from mergekit.engine.compute import Compute
-from mergekit.engine.worker import Measure, Reader, Span, Worker, Writer
+from mergekit.engine.inputs import Reader
+from mergekit.engine.worker import Measure, Span, Worker, Writer
 from mergekit.errors import NonFiniteError
 from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mergekit.checkpoint import DType, Extent
 from mergekit.checkpoint.reading import Buffer
 from mergekit.engine.compute import Compute, Loaded, Workbench
+from mergekit.engine.inputs import Inputs, Reader
 from mergekit.errors import BudgetError, IncompatibleModelsError
 from mergekit.kernels import RAW
 from mergekit.methods import Block, Search
@@ -25,19 +26,6 @@ Raw = NDArray[Any]
 _T = TypeVar("_T")
 
 _AHEAD = 64 << 20  # bytes of each operand that are asked for ahead
-
-
-class Reader(Protocol):
-    """Where operands are read from: :class:`mergekit.checkpoint.Files`, or memory."""
-
-    def read(self, extent: Extent, into: Buffer) -> None:
-        """Fill a buffer with the bytes of an extent."""
-
-    def gather(self, file: Path, starts: Sequence[int], places: Sequence[int], nbytes: int, into: Buffer) -> None:
-        """Fill parts of a buffer with as many stretches of a file, all of one size."""
-
-    def prefetch(self, extent: Extent) -> None:
-        """Have an extent at hand soon."""
 
 
 class Writer(Protocol):
@@ -100,6 +88,7 @@ class Worker:
     advance: Callable[[int], None]
     _buffers: dict[str, Raw] = field(default_factory=dict)
     _kept: dict[View, Any] = field(default_factory=dict)
+    _inputs: Inputs | None = None
     _bench: Workbench = field(init=False)
     _most: int = field(init=False)  # entries of a stripe: fewer than planned once a device was full
 
@@ -131,9 +120,15 @@ class Worker:
         found: _T = self._kept[view]
         return found
 
+    def _of(self, task: TensorTask) -> Inputs:
+        """The operands of the tensor at hand."""
+        if self._inputs is None or self._inputs.task is not task:
+            self._inputs = Inputs.of(task, self.files)
+        return self._inputs
+
     def stripes(self, task: TensorTask, span: Span) -> list[Span]:
         """The span cut into stripes of whole grains."""
-        grain = task.target.grain
+        grain = self._of(task).target.grain
         step = grain * max(1, self._most // grain)
         return [Span(start, min(start + step, span.stop)) for start in range(span.start, span.stop, step)]
 
@@ -151,14 +146,14 @@ class Worker:
 
     def sweep(self, task: TensorTask, span: Span, search: Search) -> Any:
         """Show the wanted stripes of a span to a search; returns what it noted."""
-        bench = self._bench.for_sweeps()
+        bench, target = self._bench.for_sweeps(), self._of(task).target
 
         def swept() -> Any:
             scratch = search.scratch()
             wanted = (stripe for stripe in self.stripes(task, span) if search.wants(stripe.start, stripe.stop))
             loaded = ((stripe, self._loaded(task, stripe, slot, bench)) for slot, stripe in _numbered(wanted, bench))
             for stripe, operands in _staggered(loaded, bench.depth):
-                search.visit(bench.block(operands, task.based, stripe.start, task.target), scratch)
+                search.visit(bench.block(operands, task.based, stripe.start, target), scratch)
                 bench.landed(operands)
             return scratch
 
@@ -222,7 +217,7 @@ class Worker:
             reference = self._rows(task, stripe, slot)[0]
             bench.fetch(found, reference)
         out = self._out(task, stripe.stop - stripe.start, slot)
-        block = bench.block(found, task.based, stripe.start, task.target)
+        block = bench.block(found, task.based, stripe.start, self._of(task).target)
         return _Begun(stripe, reference, out, bench.merge(task.method, block, stats, out))
 
     def _finished(self, task: TensorTask, begun: _Begun) -> Measure:
@@ -258,7 +253,7 @@ class Worker:
     def _sampled(self, task: TensorTask, spans: Sequence[Span]) -> list[Block]:
         bench = self._bench.for_sweeps()
         loaded = [(span, bench.load(self._read(task, span).copy())) for span in spans]
-        blocks = [bench.block(operands, task.based, span.start, task.target) for span, operands in loaded]
+        blocks = [bench.block(operands, task.based, span.start, self._of(task).target) for span, operands in loaded]
         bench.settle()
         return blocks
 
@@ -283,14 +278,13 @@ class Worker:
     def _rows(self, task: TensorTask, stripe: Span, slot: int) -> Raw:
         """Room for all operands of a stripe, shape (k, n), in the task's row format."""
         entries = stripe.stop - stripe.start
-        dtype = np.dtype(RAW[task.row_format])
+        dtype = self._of(task).dtype
         room = self._room(f"rows {slot}", len(task.operands) * entries * dtype.itemsize, self._bench.room)
         return room.view(dtype).reshape(len(task.operands), entries)
 
     def _read(self, task: TensorTask, stripe: Span, slot: int = 0) -> Raw:
         rows = self._rows(task, stripe, slot)
-        for row, operand in zip(rows, task.operands, strict=True):
-            operand.view.read(self, stripe.start, stripe.stop, row)
+        self._of(task).read(self, stripe.start, stripe.stop, rows)
         return rows
 
     def _out(self, task: TensorTask, entries: int, slot: int) -> Raw:
@@ -301,7 +295,7 @@ class Worker:
         """Sums per grain, and how many entries are broken."""
         from mergekit.kernels.fused import measure
 
-        grain = task.target.grain
+        grain = self._of(task).target.grain
         sums = np.empty((-(-out.size // grain), 3))
         return sums, measure(out, reference, grain, sums)
 
@@ -319,7 +313,8 @@ class Worker:
     def _write(self, task: TensorTask, start: int, out: Raw) -> int:
         entries = out if task.out.dtype.name in RAW else out.astype(task.out.dtype.storage)
         checksum = self._put(task, start, entries)
-        before, after = (task.read_bytes * entry // max(1, task.out.count) for entry in (start, start + out.size))
+        nbytes = self._of(task).nbytes
+        before, after = (nbytes * entry // max(1, task.out.count) for entry in (start, start + out.size))
         self.advance(entries.nbytes + after - before)
         return checksum
 

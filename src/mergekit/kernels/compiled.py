@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 Kinds = tuple[str, ...]
 """How a kernel sees its arguments: arrays by dtype and rank (``<u2``, 2), numbers as ``int`` or ``float``."""
@@ -30,6 +31,7 @@ SUFFIX = ".kernel"
 Facts = dict[str, Any]
 """What is known about machine code: its symbol, whether it returns a number, external symbols, its hash."""
 
+_FLOATS = (float, np.floating)
 _LOCK = threading.RLock()
 _KEPT: list[Any] = []  # engines and stubs: machine code must outlive its callers
 
@@ -41,7 +43,8 @@ def fingerprint() -> str:
     import llvmlite.binding as llvm
 
     features = json.dumps(sorted(llvm.get_host_cpu_features().items()))
-    digest = hashlib.sha256(f"{llvmlite.__version__} {llvm.get_host_cpu_name()} {features}".encode())
+    machine = f"{llvmlite.__version__} {llvm.get_host_cpu_name()} {features} {object.__basicsize__}"
+    digest = hashlib.sha256(machine.encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
@@ -77,20 +80,14 @@ def first_use() -> bool:
 def _kind(argument: Any) -> str:
     if isinstance(argument, np.ndarray):
         return f"{argument.dtype.str}{argument.ndim}"
-    return "float" if isinstance(argument, float | np.floating) else "int"
+    return "float" if isinstance(argument, _FLOATS) else "int"
 
 
-def _raw_arguments(arguments: Sequence[Any]) -> list[Any]:
-    """Arguments as machine code takes them: arrays as address and shape."""
-    raw: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, np.ndarray):
-            if not argument.flags.c_contiguous:
-                raise ValueError("kernels take contiguous arrays")
-            raw += (argument.__array_interface__["data"][0], *argument.shape)
-        else:
-            raw.append(float(argument) if isinstance(argument, float | np.floating) else int(argument))
-    return raw
+def _address(array: NDArray[Any]) -> int:
+    """Where the array's own record is: its data and its shape are read from there by machine code."""
+    if not array.flags.c_contiguous:
+        raise ValueError("kernels take contiguous arrays")
+    return id(array)
 
 
 @final
@@ -105,17 +102,29 @@ class Kernel:
     def __init__(self, module: str, name: str) -> None:
         self.module = module
         self.name = name
-        self._entries: dict[Kinds, Callable[..., Any]] = {}
+        self._entries: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
         """Run on this thread, without the GIL."""
-        kinds = tuple(map(_kind, arguments))
-        entry = self._entries.get(kinds) or self._link(kinds)
-        return entry(*_raw_arguments(arguments))
+        seen: list[Any] = []  # a cheaper form of the kinds: this is where Python's time goes, and it holds the GIL
+        raw: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                seen += (argument.dtype, argument.ndim)
+                raw.append(_address(argument))
+            elif isinstance(argument, _FLOATS):
+                seen.append(float)
+                raw.append(float(argument))
+            else:
+                seen.append(int)
+                raw.append(int(argument))
+        key = tuple(seen)
+        entry = self._entries.get(key) or self._link(key, tuple(map(_kind, arguments)))
+        return entry(*raw)
 
-    def _link(self, kinds: Kinds) -> Callable[..., Any]:
+    def _link(self, seen: tuple[Any, ...], kinds: Kinds) -> Callable[..., Any]:
         with _LOCK:
-            if kinds not in self._entries:
+            if seen not in self._entries:
                 key = hashlib.sha256(repr(kinds).encode()).hexdigest()[:12]
                 file = cache_folder() / f"{self.module}.{self.name}-{key}-{fingerprint()}{SUFFIX}"
                 found = _contents(file)
@@ -124,8 +133,8 @@ class Kernel:
 
                     found = compile_kernel(self.module, self.name, kinds)
                     _replace(file, json.dumps(found[0]).encode() + b"\n" + found[1])
-                self._entries[kinds] = _linked(*found, kinds)
-            return self._entries[kinds]
+                self._entries[seen] = _linked(*found, kinds)
+            return self._entries[seen]
 
 
 def _contents(file: Path) -> tuple[Facts, bytes] | None:
@@ -159,12 +168,7 @@ def _linked(facts: Facts, code: bytes, kinds: Kinds) -> Callable[..., Any]:
     address = engine.get_function_address(facts["symbol"])
     assert address, "object code holds the symbol it was kept under"
     _KEPT.append(engine)
-    types: list[Any] = []
-    for kind in kinds:
-        if kind in ("int", "float"):
-            types.append(ctypes.c_int64 if kind == "int" else ctypes.c_double)
-        else:
-            types += [ctypes.c_void_p, *[ctypes.c_ssize_t] * int(kind[-1])]
+    types = [ctypes.c_double if kind == "float" else ctypes.c_int64 for kind in kinds]
     result = ctypes.c_int64 if facts["returns"] else None
     return ctypes.CFUNCTYPE(result, *types)(address)
 
@@ -173,8 +177,9 @@ def _provide(externals: Sequence[str]) -> None:
     """Give an address to what the object code names for errors, which kernels do not raise."""
     import llvmlite.binding as llvm
 
+    process = ctypes.CDLL(None)
     for name in externals:
-        if llvm.address_of_symbol(name) is None:
+        if llvm.address_of_symbol(name) is None and not hasattr(process, name):
             stub = ctypes.CFUNCTYPE(None)(os.abort)
             _KEPT.append(stub)
             address = ctypes.cast(stub, ctypes.c_void_p).value

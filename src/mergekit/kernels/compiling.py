@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core import types
+from numba.extending import intrinsic
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -63,7 +64,8 @@ def compile_kernel(module: str, name: str, kinds: tuple[str, ...]) -> tuple[dict
     arguments = tuple(_numba_type(kind) for kind in kinds)
     body.compile(arguments)
     returns = body.overloads[arguments].signature.return_type is not types.none
-    signature = (types.int64 if returns else types.void)(*_raw_types(kinds))
+    raw = (types.float64 if kind == "float" else types.int64 for kind in kinds)
+    signature = (types.int64 if returns else types.void)(*raw)
     entry: Any = numba.cfunc(signature, **_OPTIONS)(_entry_function(body, kinds))
     code: bytes = entry._library._get_compiled_object()
     externals = set(re.findall(r'declare [^@]*@"?([\w.$]+)"?\(', str(entry._library._final_module)))
@@ -82,32 +84,54 @@ def _numba_type(kind: str) -> Any:
     return types.Array(_ENTRIES[kind[:-1]], int(kind[-1]), "C")
 
 
-def _raw_types(kinds: tuple[str, ...]) -> list[Any]:
-    raw: list[Any] = []
-    for kind in kinds:
-        if kind in ("int", "float"):
-            raw.append(_numba_type(kind))
-        else:
-            raw += [_pointer(_ENTRIES[kind[:-1]]), *[types.intp] * int(kind[-1])]
-    return raw
-
-
-def _pointer(entry: Any) -> Any:
-    return types.CPointer(entry)  # type: ignore[no-untyped-call]
-
-
 def _entry_function(body: Any, kinds: tuple[str, ...]) -> Callable[..., Any]:
-    """A function with one parameter per address, extent or number that calls the kernel with arrays."""
-    names: list[str] = []
-    calls: list[str] = []
+    """A function with one number per parameter, for arrays the address of their record, that calls the kernel."""
+    names = [f"a{place}" for place in range(len(kinds))]
+    scope: dict[str, Any] = {"body": body}
+    calls = list(names)
     for place, kind in enumerate(kinds):
-        if kind in ("int", "float"):
-            names.append(f"a{place}")
-            calls.append(f"a{place}")
-        else:
-            extents = [f"a{place}_{axis}" for axis in range(int(kind[-1]))]
-            names += [f"a{place}", *extents]
-            calls.append(f"carray(a{place}, ({', '.join(extents)},))")
-    scope: dict[str, Any] = {"body": body, "carray": vars(numba)["carray"]}
+        if kind not in ("int", "float"):
+            scope[f"array{place}"] = _array_at(_numba_type(kind))
+            calls[place] = f"array{place}(a{place})"
     exec(f"def entry({', '.join(names)}):\n    return body({', '.join(calls)})", scope)
     return cast(Callable[..., Any], scope["entry"])
+
+
+def _array_at(array: Any) -> Any:
+    """A function that finds an array of this type by the address of NumPy's record of it.
+
+    The record is the struct `PyArrayObject_fields` of NumPy's C interface, with which every extension module is
+    compiled: behind the head that all objects have, the data's address, the rank, and the address of the shape.
+    """
+
+    def typed(_context: Any, _address: Any) -> Any:
+        def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            from llvmlite import ir
+
+            def field(offset: int, kind: Any) -> Any:
+                place = builder.add(arguments[0], ir.Constant(ir.IntType(64), object.__basicsize__ + offset))
+                return builder.load(builder.inttoptr(place, kind.as_pointer()))
+
+            entry, extent = context.get_data_type(array.dtype), ir.IntType(64)
+            extents = field(16, extent.as_pointer())
+            shape = [builder.load(builder.gep(extents, [extent(axis)])) for axis in range(array.ndim)]
+            return _made_array(context, builder, array, field(0, entry.as_pointer()), shape)
+
+        return array(types.intp), emit
+
+    return intrinsic(typed)
+
+
+def _made_array(context: Any, builder: Any, array: Any, data: Any, shape: list[Any]) -> Any:
+    """An array in C order."""
+    from numba.np import arrayobj
+
+    make_array: Any = arrayobj.make_array
+    populate: Any = arrayobj.populate_array
+    held = make_array(array)(context, builder)
+    itemsize = context.get_constant(types.intp, array.dtype.bitwidth // 8)
+    strides = [itemsize]
+    for extent in reversed(shape[1:]):
+        strides.insert(0, builder.mul(strides[0], extent))
+    populate(held, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
+    return held._getvalue()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mergekit.kernels.compiling import inner, inner_sum
 from mergekit.kernels.noise import noise_into
-from mergekit.kernels.numbers import MAGNITUDE, as_bits, f32, load, stack_array, store, u32
+from mergekit.kernels.numbers import MAGNITUDE, as_bits, as_float, f32, load, stack_array, store, u32
 
 Raw = NDArray[Any]
 
@@ -24,19 +24,35 @@ ALWAYS = 1 << 31  # a chance that all noise is below
 
 
 @inner
-def _keep_large(votes: Raw, row: Raw, origin: Raw, factor: Any, cut: Any, edge: Any) -> None:
+def _scale(votes: Raw, row: Raw, origin: Raw, factor: Any) -> None:
     for j in range(votes.size):
-        delta = load(row[j]) - origin[j]
-        kept = (as_bits(delta) & MAGNITUDE) >= cut + u32(j > edge)
-        votes[j] = factor * delta if kept else f32(0)
+        votes[j] = factor * (load(row[j]) - origin[j])
 
 
 @inner
-def _drop_largest(votes: Raw, row: Raw, origin: Raw, cut: Any, edge: Any) -> None:
+def _keep_large(votes: Raw, row: Raw, origin: Raw, factor: Any, least: Any) -> None:
     for j in range(votes.size):
         delta = load(row[j]) - origin[j]
-        passed = (as_bits(delta) & MAGNITUDE) >= cut + u32(j > edge)
-        votes[j] = delta - delta if passed else votes[j]  # 0, or not a number: a broken input must break the output
+        votes[j] = factor * delta if (as_bits(delta) & MAGNITUDE) >= least else f32(0)
+
+
+@inner
+def _keep_band(votes: Raw, row: Raw, origin: Raw, factor: Any, least: Any, top: Any) -> None:
+    for j in range(votes.size):
+        delta = load(row[j]) - origin[j]
+        bits = as_bits(delta) & MAGNITUDE
+        vote = factor * delta if bits >= least else f32(0)
+        votes[j] = delta - delta if bits >= top else vote  # 0, or not a number: a broken input must break the output
+
+
+@inner
+def _keep_tied(votes: Raw, row: Raw, origin: Raw, factor: Any, cuts: Raw, edges: Any, model: Any) -> None:
+    """The same where entries equal to a cut are kept up to an edge within the tile."""
+    for j in range(votes.size):
+        delta = load(row[j]) - origin[j]
+        bits = as_bits(delta) & MAGNITUDE
+        vote = factor * delta if bits >= cuts[0, model] + u32(j > edges[0]) else f32(0)
+        votes[j] = delta - delta if bits >= cuts[1, model] + u32(j > edges[1]) else vote
 
 
 @inner
@@ -46,9 +62,9 @@ def _keep_some(votes: Raw, noise: Raw, chance: Any) -> None:
 
 
 @inner
-def _local(edge: Any, start: Any) -> Any:
-    """An edge as an index in the tile that begins at `start`."""
-    return np.int32(min(max(edge - start, -1), TILE))
+def _least(cut: Any, edge: Any) -> Any:
+    """The least magnitude that passes a cut where all that equal it do, or none does."""
+    return cut if (edge >= 0) | (cut == u32(NOTHING)) else u32(cut + u32(1))
 
 
 @inner
@@ -61,16 +77,25 @@ def _votes_of(
     cuts: Raw,
     edges: Raw,
     chance: Any,
-    first: Any,
+    place: Any,
     keys: Raw,
     model: Any,
-    start: Any,
 ) -> None:
-    _keep_large(votes, row, origin, factor, cuts[0, model], _local(edges[0, model], start))
-    if cuts[1, model] != u32(NOTHING):
-        _drop_largest(votes, row, origin, cuts[1, model], _local(edges[1, model], start))
+    """What is kept in a tile that begins with entry `place` of the tensor."""
+    own = (edges[0, model] - place, edges[1, model] - place)
+    last = votes.size - 1
+    if (0 <= own[0] < last) | (0 <= own[1] < last):
+        _keep_tied(votes, row, origin, factor, cuts, own, model)
+    else:
+        least, top = _least(cuts[0, model], own[0]), _least(cuts[1, model], own[1])
+        if top != u32(NOTHING):
+            _keep_band(votes, row, origin, factor, least, top)
+        elif least != u32(0):
+            _keep_large(votes, row, origin, factor, least)
+        else:
+            _scale(votes, row, origin, factor)
     if chance < ALWAYS:
-        noise_into(noise, first + start, keys[model])
+        noise_into(noise, place, keys[model])
         _keep_some(votes, noise, u32(chance))
 
 
@@ -96,27 +121,36 @@ def add(total: Raw, votes: Raw) -> None:
 
 
 @inner
-def add_agreeing(total: Raw, divisor: Raw, votes: Raw, elected: Raw, weight: Any) -> None:
-    """Add up the votes that have the elected sign, and the weights of those who cast them."""
+def _mark_negative(signs: Raw, elected: Raw) -> None:
+    for j in range(signs.size):
+        signs[j] = u32(0) if elected[j] >= 0 else u32(0x80000000)
+
+
+@inner
+def _add_agreeing(total: Raw, votes: Raw, signs: Raw) -> None:
     for j in range(total.size):
-        vote = votes[j]
-        # Not the same as `vote < 0` where there is no number: a broken input must break the output.
-        same = (vote > 0) if elected[j] >= 0 else not (vote >= 0)
-        total[j] += vote if same else f32(0)
+        # True also where there is no number: a broken input must break the output.
+        same = not (as_float(as_bits(votes[j]) ^ signs[j]) <= 0)
+        total[j] += votes[j] if same else f32(0)
+
+
+@inner
+def _add_agreeing_shares(total: Raw, divisor: Raw, votes: Raw, signs: Raw, weight: Any) -> None:
+    for j in range(total.size):
+        same = not (as_float(as_bits(votes[j]) ^ signs[j]) <= 0)
+        total[j] += votes[j] if same else f32(0)
         divisor[j] += weight if same else f32(0)
 
 
 @inner
-def finish(out: Raw, base: Raw, total: Raw, divisor: Raw, scale: Any, normalize: Any) -> None:
-    """The base plus the scaled sum, divided on request where there is something to divide by."""
+def _finish(out: Raw, base: Raw, total: Raw, divisor: Raw, scale: Any) -> None:
     for j in range(out.size):
-        share = divisor[j] if normalize and divisor[j] != 0 else f32(1)
+        share = divisor[j] if divisor[j] != 0 else f32(1)
         out[j] = store(load(base[j]) + scale * (total[j] / share), out[j])
 
 
 @inner
-def finish_plain(out: Raw, base: Raw, total: Raw, scale: Any) -> None:
-    """The base plus the scaled sum."""
+def _finish_plain(out: Raw, base: Raw, total: Raw, scale: Any) -> None:
     for j in range(out.size):
         out[j] = store(load(base[j]) + scale * total[j], out[j])
 
@@ -150,14 +184,14 @@ def delta_sum(
         rows: raw entries, shape (k, n).
         weights, factors: float32, shape (k,).
         cuts: uint32, shape (2, k): bits of magnitudes; kept is what passes the first and not the second.
-        edges: int64, shape (2, k): a magnitude equal to the cut passes up to this index in the block.
+        edges: int64, shape (2, k): a magnitude equal to the cut passes up to this index in the tensor.
         chances: int64, shape (k,): kept are entries whose noise is below; `ALWAYS` draws no noise.
-        first: index in the tensor of the first entry, for the noise.
+        first: index in the tensor of the first entry.
         keys: uint32, shape (k, 3), of the noise.
     """
     origins, sums = stack_array(1024, weights), stack_array(1024, weights)  # TILE: sizes must be literals
     totals, divisors = stack_array(1024, weights), stack_array(1024, weights)
-    noises = stack_array(1024, keys)
+    noises, more = stack_array(1024, keys), stack_array(1024, keys)
     ballots = stack_array(8192, weights)  # ROOM tiles
     spare = stack_array(1024, weights)  # for further models
     for start in range(0, out.size, TILE):
@@ -172,20 +206,28 @@ def delta_sum(
         for i in range(rows.shape[0]):
             votes = ballots[i * TILE : i * TILE + size] if i < ROOM else spare[:size]
             row, chance = rows[i, start:stop], chances[i]
-            _votes_of(votes, noises[:size], row, origin, factors[i], cuts, edges, chance, first, keys, i, start)
+            _votes_of(votes, noises[:size], row, origin, factors[i], cuts, edges, chance, first + start, keys, i)
             add(elected, votes)
         if elect:
+            signs = noises[:size]
+            _mark_negative(signs, elected)
             fill(total, f32(0))
             fill(divisor, f32(0))
             for i in range(rows.shape[0]):
                 votes = ballots[i * TILE : i * TILE + size] if i < ROOM else spare[:size]
                 if i >= ROOM:
                     row, chance = rows[i, start:stop], chances[i]
-                    _votes_of(votes, noises[:size], row, origin, factors[i], cuts, edges, chance, first, keys, i, start)
-                add_agreeing(total, divisor, votes, elected, weights[i])
-            finish(out[start:stop], base[start:stop], total, divisor, f32(scale), normalize != 0)
+                    _votes_of(votes, more[:size], row, origin, factors[i], cuts, edges, chance, first + start, keys, i)
+                if normalize:
+                    _add_agreeing_shares(total, divisor, votes, signs, weights[i])
+                else:
+                    _add_agreeing(total, votes, signs)
+            if normalize:
+                _finish(out[start:stop], base[start:stop], total, divisor, f32(scale))
+            else:
+                _finish_plain(out[start:stop], base[start:stop], total, f32(scale))
         else:
-            finish_plain(out[start:stop], base[start:stop], elected, f32(scale))
+            _finish_plain(out[start:stop], base[start:stop], elected, f32(scale))
 
 
 def thin(row: Raw, base: Raw, cuts: Raw, edges: Raw, chance: int, first: int, keys: Raw, out: Raw) -> None:
@@ -203,7 +245,7 @@ def thin(row: Raw, base: Raw, cuts: Raw, edges: Raw, chance: int, first: int, ke
         origin, noise = origins[: stop - start], noises[: stop - start]
         widen_into(origin, base[start:stop])
         votes, entries = out[start:stop], row[start:stop]
-        _votes_of(votes, noise, entries, origin, f32(1), cuts, edges, chance, first, keys, 0, start)
+        _votes_of(votes, noise, entries, origin, f32(1), cuts, edges, chance, first + start, keys, 0)
 
 
 def thin_by_rank(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -98,14 +99,28 @@ class DeltaSum(Method, ABC):
         """Cuts and norms are those of the deltas, however they are added up."""
         return replace(self, weight=(1.0,) * len(self.weight), lambda_=1.0, normalize=False)
 
-    def cut(self, block: Block, stats: Stats) -> Cut:
-        """The band of each model, with edges counted from the block's start."""
-        if "cut" in stats:
-            found: Cut = stats["cut"]
-            return Cut(found.bits, found.edges - block.start)
+    def cut(self, stats: Stats) -> Cut:
+        """The band of each model, with edges counted from the tensor's start."""
+        found: Cut | None = stats.get("cut")
+        return found or self._everything
+
+    @cached_property
+    def _everything(self) -> Cut:
         bits, edges = np.array([_EVERYTHING, _NOTHING]).T
         width = len(self.weight)
         return Cut(np.repeat(bits[:, None], width, 1).astype(np.uint32), np.repeat(edges[:, None], width, 1))
+
+    @cached_property
+    def _chances(self) -> tuple[Raw, bool]:
+        """Thresholds of the noise, and whether any noise is needed."""
+        chances = np.array([threshold(self.chance(model)) for model in range(len(self.weight))])
+        return chances, bool((chances < threshold(1)).any())
+
+    def _keys(self, block: Block) -> Raw:
+        """Of the noise, shape (k, 3)."""
+        if not self._chances[1]:
+            return np.zeros((len(self.weight), 3), np.uint32)
+        return np.array([block.keys(model) for model in range(len(self.weight))])
 
     def factors(self, stats: Stats) -> list[float]:
         """Weights, times what makes up for what was dropped."""
@@ -131,15 +146,16 @@ class DeltaSum(Method, ABC):
             votes = np.empty(block.rows.shape[1], np.float32)
             self.fill_votes(block, stats, model, votes)
             return votes
-        cut, chance = self.cut(block, stats), threshold(self.chance(model))
-        kept = arrays.trim(block.models[model] - block.base, cut.bits[:, model], cut.edges[:, model])
+        cut, chance = self.cut(stats), threshold(self.chance(model))
+        edges = cut.edges[:, model] - block.start
+        kept = arrays.trim(block.models[model] - block.base, cut.bits[:, model], edges)
         return kept * (block.noise(model) < chance) if chance < threshold(1) else kept
 
     def fill_votes(self, block: Block, stats: Stats, model: int, out: Raw) -> None:
         """The same from raw entries, by a kernel."""
         from mergekit.kernels.fused import thin
 
-        cut, own = self.cut(block, stats), slice(model, model + 1)
+        cut, own = self.cut(stats), slice(model, model + 1)
         bits, edges, keys = cut.bits[:, own].copy(), cut.edges[:, own].copy(), block.keys(model)[None]
         chance = threshold(self.chance(model))
         thin(block.models[model], block.base, bits, edges, chance, block.start, keys, out)
@@ -184,10 +200,7 @@ class DeltaSum(Method, ABC):
         """What is kept of the rows less a reference, elected and added up; without a reference the rows are deltas."""
         from mergekit.kernels.fused import delta_sum
 
-        models = range(len(self.weight))
-        weights, factors = (np.array(values, np.float32) for values in (self.weight, self.factors(stats)))
-        chances = np.array([threshold(self.chance(model)) for model in models])
-        keys = np.stack([block.keys(model) for model in models])
-        cut = self.cut(block, stats)
+        weights, factors = np.array(self.weight, np.float32), np.array(self.factors(stats), np.float32)
+        cut, keys, (chances, _) = self.cut(stats), self._keys(block), self._chances
         settings = (cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize, scale)
         delta_sum(origin, reference, rows, weights, factors, *settings, out)

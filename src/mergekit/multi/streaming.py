@@ -132,6 +132,9 @@ class _Bench:
         """As the worker outside."""
         self.access.gather(file, starts, places, nbytes, into)
 
+    def descriptor(self, file: Path) -> None:
+        """None: the worker outside knows where it is."""
+
     def prefetch(self, extent: Extent) -> None:
         """Nothing: the worker outside has asked for it."""
 

@@ -171,6 +171,9 @@ class _Numbers:
         for start, place in zip(starts, places, strict=True):
             self.read(Extent(file, start, start + nbytes), octets(into)[place : place + nbytes])
 
+    def descriptor(self, file: Path) -> None:
+        """None: it is no file."""
+
     def prefetch(self, extent: Extent) -> None:
         """Nothing: it is here."""
 

@@ -84,6 +84,10 @@ class RemoteFiles:
         for start, place in zip(starts, places, strict=True):
             self.read(Extent(file, start, start + nbytes), room[place : place + nbytes])
 
+    def descriptor(self, file: Path) -> int | None:
+        """The descriptor of a file on the disk; None for one that is not."""
+        return None if file in self._remote else self._local.descriptor(file)
+
     def prefetch(self, extent: Extent) -> None:
         """Ask for the first and the last block of an extent, where merges begin."""
         remote = self._remote.get(extent.file)

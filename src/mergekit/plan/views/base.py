@@ -65,6 +65,11 @@ class View(ABC):
         return "F32"
 
     @property
+    def plain(self) -> Extent | None:
+        """Where its entries lie one after the other in their `row_format`, if they do."""
+        return None
+
+    @property
     def kept_bytes(self) -> int:
         """Bytes that are kept while the tensor is being worked on, and of room beside the stretch that is asked for."""
         return 0
@@ -142,6 +147,12 @@ class Stretch(Excerpt):
     def extents(self, start: int, stop: int) -> Iterator[Extent]:
         """Those of the whole."""
         return self.view.extents(self.first + start, self.first + stop)
+
+    @property
+    def plain(self) -> Extent | None:
+        """Its part of that of the whole."""
+        whole = self.view.plain
+        return whole and next(self.extents(0, self.spec.count), None)
 
     def read(self, access: Access, start: int, stop: int, into: Raw) -> None:
         """As from the whole."""

@@ -39,6 +39,11 @@ class Pieces(StoredView):
         (piece,) = self.pieces
         return Pieces(spec, (Extent(piece.file, piece.start, piece.start + spec.nbytes),), self.names)
 
+    @property
+    def plain(self) -> Extent | None:
+        """That of the only piece, if kernels can read it."""
+        return self.pieces[0] if len(self.pieces) == 1 and self.spec.dtype.name in RAW else None
+
     def extents(self, start: int, stop: int) -> Iterator[Extent]:
         """The bytes of the entries [start, stop), piece by piece.
 
