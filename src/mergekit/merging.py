@@ -18,7 +18,7 @@ from mergekit.checkpoint.output import output_file, output_folder, refuse_occupi
 from mergekit.checkpoint.writing import reported
 from mergekit.plan import Plan, PlanOptions
 from mergekit.preview import Job, check_merge, refuse_input, room_for
-from mergekit.report import merge_report, model_card
+from mergekit.report import merge_report, model_card, report_text
 
 if TYPE_CHECKING:
     from mergekit.engine import Beginning, Compute, Outcome
@@ -230,7 +230,7 @@ def _outcomes(
 
 
 def _write_rest(plan: Plan, partial: Path, out: Path, options: JobOptions, report: Mapping[str, object]) -> None:
-    texts = {**plan.texts, "merge_report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n"}
+    texts = {**plan.texts, "merge_report.json": report_text(report)}
     if len(plan.shards) > 1:
         index = shard_index(plan.shards, {})
         texts["model.safetensors.index.json"] = json.dumps(index, indent=2) + "\n"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import TypeVar, final
 
@@ -186,24 +188,33 @@ def execute(
 
 def _share(plan: Plan, order: Sequence[int], workers: Sequence[Worker], pool: ThreadPoolExecutor) -> Iterator[Outcome]:
     """Each worker takes the next tensor when it is done with one."""
-    idle: SimpleQueue[Worker] = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
+    waiting: deque[int] = deque(order)
+    done: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
 
-    def run(index: int) -> Outcome:
-        worker = idle.get()
+    def run(worker: Worker) -> None:
         try:
-            return Team([worker]).run(index, plan.tasks[index])
-        finally:
-            idle.put(worker)
+            for index in _taken(waiting):
+                done.put(Team([worker]).run(index, plan.tasks[index]))
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(None)
 
-    waiting = iter(order)
-    running: set[Future[Outcome]] = {pool.submit(run, index) for index in islice(waiting, 2 * len(workers))}
-    while running:
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield future.result()
-            running.update(pool.submit(run, index) for index in islice(waiting, 1))
+    try:
+        for _ in [pool.submit(run, worker) for worker in workers]:
+            while (found := done.get()) is not None:
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+    finally:
+        waiting.clear()
+
+
+def _taken(waiting: deque[int]) -> Iterator[int]:
+    """One after the other, as others take them too, until none is left."""
+    with suppress(IndexError):
+        while True:
+            yield waiting.popleft()
 
 
 def _finite(plan: Plan, outcome: Outcome) -> Outcome:

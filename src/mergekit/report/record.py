@@ -127,6 +127,30 @@ def merge_report(
     return {key: _plain(value) for key, value in report.items()}
 
 
+def report_text(report: Mapping[str, Any]) -> str:
+    """A report as it is written: a line for each entry of its lists, so that reports can be compared line by line.
+
+    Example:
+        >>> print(report_text({"format": 1, "settings": [{"based": True}, {"based": False}], "notices": []}), end="")
+        {
+         "format": 1,
+         "settings": [
+          {"based": true},
+          {"based": false}
+         ],
+         "notices": []
+        }
+    """
+    fields = (f" {json.dumps(key)}: {_field_text(value)}" for key, value in report.items())
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _field_text(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in value) + "\n ]"
+    return json.dumps(value, ensure_ascii=False)
+
+
 def machine() -> str:
     """What the order of additions inside a sum depends on: the processor and the compiled kernels."""
     import llvmlite.binding as llvm
@@ -188,9 +212,12 @@ def _totals(plan: Plan) -> dict[str, int]:
 def _tensors(tasks: Sequence[TensorTask], outcomes: Sequence[Measured]) -> tuple[list[object], list[dict[str, object]]]:
     """The table of settings, and the tensors that refer to it."""
     known: dict[str, int] = {}
-    tensors = []
+    tensors: list[dict[str, object]] = []
+    last: tuple[object, bool] | None = None
     for task, outcome in zip(tasks, outcomes, strict=True):
-        settings = known.setdefault(json.dumps(_settings(task)), len(known))
+        if (task.method, task.based) != last:  # most tensors are merged like the one before
+            last = (task.method, task.based)
+            settings = known.setdefault(json.dumps(_settings(task)), len(known))
         tensors.append(_tensor(task, outcome, settings))
     return [json.loads(text) for text in known], tensors
 

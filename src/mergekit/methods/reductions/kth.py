@@ -140,6 +140,15 @@ class _Row:
             self.finish(entries)
         return self.stage == "done"
 
+    def settle(self, magnitudes: Numbers) -> None:
+        """Take all magnitudes of the tensor."""
+        place = magnitudes.size - self.keep
+        cut = np.partition(magnitudes, place)[place]
+        ties = np.flatnonzero(magnitudes == cut)
+        wanted = self.keep - int(np.count_nonzero(magnitudes > cut))
+        if not self._settled(int(cut), wanted == ties.size, magnitudes.size):
+            self.finish(int(ties[wanted - 1]))
+
     def finish(self, edge: int) -> None:
         self.edge, self.stage = edge, "done"
 
@@ -302,7 +311,10 @@ class Kth(Reduction):
         if not self._searched(keep, entries):
             return _Row(entries, stage="done", bits=0, edge=entries)
         row = _Row(min(keep, entries), edges=self.edges)
-        row.low, row.high = _bracket(sample, row.keep / entries, sample.size == entries)
+        if sample.size == entries:
+            row.settle(sample)
+            return row
+        row.low, row.high = _bracket(sample, row.keep / entries)
         values, counts = np.unique(sample[(sample >= row.low) & (sample <= row.high)], return_counts=True)
         likely = np.argsort(-counts, kind="stable")[:_FEW]
         if 2 * counts[likely].sum() >= counts.sum():  # deltas of 16-bit weights are few numbers, many times each
@@ -318,9 +330,9 @@ def _score_bits(score: Score, sample: Sequence[Block]) -> Numbers:
     return np.concatenate(parts)
 
 
-def _bracket(bits: Numbers, share: float, everything: bool) -> tuple[int, int]:
+def _bracket(bits: Numbers, share: float) -> tuple[int, int]:
     """Magnitudes that very likely enclose the one sought: three standard errors of a sample's rank, and some more."""
-    error = 0.0 if everything else 3 * math.sqrt(share * (1 - share) / bits.size) + 2 / bits.size
+    error = 3 * math.sqrt(share * (1 - share) / bits.size) + 2 / bits.size
     places = [round((1 - share + sign * error) * bits.size) for sign in (-1, 1)]
     low, high = (min(max(place, 0), bits.size - 1) for place in places)
     ordered = np.partition(bits, (low, high))
