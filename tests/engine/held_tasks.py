@@ -77,6 +77,9 @@ def pool_for(team):
 class Into:
     out: np.ndarray
 
+    def outlet(self, name):
+        pass
+
     def write(self, name, offset, data):
         octets = np.ascontiguousarray(data).view(np.uint8)
         self.out[offset : offset + octets.size] = octets

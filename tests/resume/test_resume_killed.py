@@ -177,18 +177,25 @@ def test_a_file_that_may_not_grow_and_then_may(models, undisturbed, tmp_path):
 
 FULL = """
 import errno, os, sys
+from mergekit.checkpoint.writing import ShardWriter
 from mergekit.cli.main import main_yaml
-real, left = os.pwrite, int(sys.argv.pop(1))
-def pwrite(descriptor, octets, start):
+real, outlet, left = os.pwrite, ShardWriter.outlet, int(sys.argv.pop(1))
+full = os.open("/dev/full", os.O_WRONLY)
+def takes(count):
     global left
-    left -= len(octets)
-    if left < 0:
+    left -= count
+    return left >= 0
+def pwrite(descriptor, octets, start):
+    if not takes(len(octets)):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return real(descriptor, octets, start)
-os.pwrite = pwrite
+def outlet_while_there_is_room(writer, name):
+    return outlet(writer, name) if takes(writer.places[name].nbytes) else (full, 0)
+os.pwrite, ShardWriter.outlet = pwrite, outlet_while_there_is_room
 del os.posix_fallocate
 main_yaml()
 """
+"""A disk that is full after so many bytes: kernels meet one that really is, and Python one that says so."""
 
 
 def test_a_disk_that_fills_up_and_then_has_room_again(models, undisturbed, tmp_path):

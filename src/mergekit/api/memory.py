@@ -15,7 +15,7 @@ from mergekit.api.arrays import Octets
 from mergekit.checkpoint import Extent
 from mergekit.checkpoint.reading import Buffer, octets
 from mergekit.engine import Compute
-from mergekit.engine.inputs import Reader
+from mergekit.engine.at_hand import Reader
 from mergekit.engine.local import Recall, Team, crew
 from mergekit.errors import NonFiniteError
 from mergekit.plan import Memory, TensorTask
@@ -55,6 +55,9 @@ class Sink:
     """Takes in one tensor at a time."""
 
     held: Octets = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def outlet(self, name: str) -> None:
+        """None: it is no file."""
 
     def write(self, name: str, offset: int, data: Buffer) -> None:
         """Take a part of the tensor; several threads may write at a time."""

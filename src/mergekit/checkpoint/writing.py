@@ -18,7 +18,7 @@ from mergekit.checkpoint.reading import Buffer, octets
 from mergekit.checkpoint.tensors import Extent, TensorSpec
 from mergekit.errors import OutputError
 
-_FLUSH_SECONDS = 0.2
+_FLUSH_SECONDS = 0.05
 _OTHER_FILES = 512  # inputs, and what Python holds open
 
 
@@ -151,6 +151,11 @@ class ShardWriter:
         place = self.places[name]
         _write_into(self._descriptors[place.file], place, name, offset, data)
 
+    def outlet(self, name: str) -> tuple[int, int]:
+        """The descriptor of a tensor's file and the tensor's first byte, for writes at any place within it."""
+        place = self.places[name]
+        return self._descriptors[place.file], place.start
+
     def sync(self) -> None:
         """Wait until all bytes are on the disk.
 
@@ -229,11 +234,20 @@ class RangeWriter:
             ValueError: the part does not lie inside the tensor.
             KeyError: the tensor has no place.
         """
+        _write_into(self.outlet(name)[0], self.places[name], name, offset, data)
+
+    def outlet(self, name: str) -> tuple[int, int]:
+        """The descriptor of a tensor's file and the tensor's first byte, for writes at any place within it.
+
+        Raises:
+            OutputError: the file is not there, or the file system refuses.
+            KeyError: the tensor has no place.
+        """
         place = self.places[name]
-        with self._lock, reported(place.file, data.nbytes):
+        with self._lock, reported(place.file, 0):
             if place.file not in self._descriptors:
                 self._descriptors[place.file] = os.open(place.file, os.O_WRONLY)
-        _write_into(self._descriptors[place.file], place, name, offset, data)
+        return self._descriptors[place.file], place.start
 
     def sync(self) -> None:
         """Wait until all bytes are where a machine that fails cannot lose them.

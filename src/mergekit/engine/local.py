@@ -13,9 +13,9 @@ from itertools import pairwise
 from queue import SimpleQueue
 from typing import TypeVar, final
 
+from mergekit.engine.at_hand import Measure, Reader, Writer
 from mergekit.engine.compute import Compute
-from mergekit.engine.inputs import Reader
-from mergekit.engine.worker import Measure, Span, Worker, Writer
+from mergekit.engine.worker import Span, Worker
 from mergekit.errors import NonFiniteError
 from mergekit.methods import Block, Search
 from mergekit.methods.contract import Stats

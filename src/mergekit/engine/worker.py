@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mergekit.checkpoint import DType, Extent
 from mergekit.checkpoint.reading import Buffer
+from mergekit.engine.at_hand import AtHand, Measure, Reader, Writer
 from mergekit.engine.compute import Compute, Loaded, Workbench
-from mergekit.engine.inputs import Inputs, Reader
 from mergekit.errors import BudgetError, IncompatibleModelsError
 from mergekit.kernels import RAW
 from mergekit.methods import Block, Search
@@ -28,34 +28,12 @@ _T = TypeVar("_T")
 _AHEAD = 64 << 20  # bytes of each operand that are asked for ahead
 
 
-class Writer(Protocol):
-    """Where the output goes: :class:`mergekit.checkpoint.ShardWriter`, or memory; several threads write at a time."""
-
-    def write(self, name: str, offset: int, data: Buffer) -> None:
-        """Take the bytes of a tensor from an offset on."""
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
     """A stretch of a tensor, in entries; it begins at a multiple of the tensor's grain."""
 
     start: int
     stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What is known about a stretch of output.
-
-    Parameters:
-        sums: per grain the squared norm of the output, of its distance to the first operand, and of that operand.
-        broken: entries that are infinite or not a number.
-        checksum: what the stretch adds to that of the tensor; see :mod:`mergekit.kernels.checksum`.
-    """
-
-    sums: Raw
-    broken: int
-    checksum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +66,8 @@ class Worker:
     advance: Callable[[int], None]
     _buffers: dict[str, Raw] = field(default_factory=dict)
     _kept: dict[View, Any] = field(default_factory=dict)
-    _inputs: Inputs | None = None
+    _at_hand: AtHand | None = None
+    _filled: dict[int, tuple[AtHand, Span]] = field(default_factory=dict)  # what rows hold, by their slot
     _bench: Workbench = field(init=False)
     _most: int = field(init=False)  # entries of a stripe: fewer than planned once a device was full
 
@@ -120,11 +99,11 @@ class Worker:
         found: _T = self._kept[view]
         return found
 
-    def _of(self, task: TensorTask) -> Inputs:
-        """The operands of the tensor at hand."""
-        if self._inputs is None or self._inputs.task is not task:
-            self._inputs = Inputs.of(task, self.files)
-        return self._inputs
+    def _of(self, task: TensorTask) -> AtHand:
+        """What is known about a tensor."""
+        if self._at_hand is None or self._at_hand.task is not task:
+            self._at_hand = AtHand.of(task, self.files, self.writer)
+        return self._at_hand
 
     def stripes(self, task: TensorTask, span: Span) -> list[Span]:
         """The span cut into stripes of whole grains."""
@@ -215,6 +194,7 @@ class Worker:
             found, reference = bench.load(rows), rows[0]
         else:
             reference = self._rows(task, stripe, slot)[0]
+            self._filled.pop(slot, None)
             bench.fetch(found, reference)
         out = self._out(task, stripe.stop - stripe.start, slot)
         block = bench.block(found, task.based, stripe.start, self._of(task).target)
@@ -223,8 +203,13 @@ class Worker:
     def _finished(self, task: TensorTask, begun: _Begun) -> Measure:
         """Wait for a stripe, and write it."""
         begun.wait()
-        sums, broken = self._measured(task, begun.out, begun.reference)
-        return Measure(sums, broken, self._write(task, begun.stripe.start, begun.out))
+        own, start = self._of(task), begun.stripe.start
+        measure, written = own.hand_over(start, begun.out, begun.reference)
+        if not written:
+            measure = replace(measure, checksum=self._put(task, start, self._stored(task, begun.out)))
+        before, after = (own.nbytes * entry // max(1, task.out.count) for entry in (start, begun.stripe.stop))
+        self.advance(begun.out.size * task.out.dtype.bits // 8 + after - before)
+        return measure
 
     def copy(self, task: TensorTask, operand: Operand, span: Span) -> Measure:
         """Copy a span of one operand, bytes as they are; operands that must be identical are compared."""
@@ -283,8 +268,11 @@ class Worker:
         return room.view(dtype).reshape(len(task.operands), entries)
 
     def _read(self, task: TensorTask, stripe: Span, slot: int = 0) -> Raw:
-        rows = self._rows(task, stripe, slot)
-        self._of(task).read(self, stripe.start, stripe.stop, rows)
+        rows, wanted = self._rows(task, stripe, slot), (self._of(task), stripe)
+        if self._filled.get(slot) != wanted:  # a merge begins with the stripe that the last sweep ended with
+            self._filled.pop(slot, None)
+            wanted[0].read(self, stripe.start, stripe.stop, rows)
+            self._filled[slot] = wanted
         return rows
 
     def _out(self, task: TensorTask, entries: int, slot: int) -> Raw:
@@ -310,13 +298,9 @@ class Worker:
         sums, _ = self._measured(task, narrow, narrow)
         return sums, int(np.count_nonzero(~np.isfinite(copied.view(dtype.storage))))
 
-    def _write(self, task: TensorTask, start: int, out: Raw) -> int:
-        entries = out if task.out.dtype.name in RAW else out.astype(task.out.dtype.storage)
-        checksum = self._put(task, start, entries)
-        nbytes = self._of(task).nbytes
-        before, after = (nbytes * entry // max(1, task.out.count) for entry in (start, start + out.size))
-        self.advance(entries.nbytes + after - before)
-        return checksum
+    def _stored(self, task: TensorTask, out: Raw) -> Raw:
+        """Merged entries as they are stored."""
+        return out if task.out.dtype.name in RAW else out.astype(task.out.dtype.storage)
 
     def _put(self, task: TensorTask, start: int, entries: Raw) -> int:
         """Hand entries to the output, and return what they add to the checksum; they are in the cache still."""

@@ -138,6 +138,9 @@ class _Bench:
     def prefetch(self, extent: Extent) -> None:
         """Nothing: the worker outside has asked for it."""
 
+    def outlet(self, name: str) -> None:
+        """None: it is no file."""
+
     def write(self, name: str, offset: int, data: Buffer) -> None:
         """Take what belongs into the buffer."""
         del name

@@ -190,5 +190,8 @@ def _stored(row: NDArray[np.float32], spec: TensorSpec) -> NDArray[np.uint8]:
 class _Nowhere:
     """Takes bytes, and drops them."""
 
+    def outlet(self, name: str) -> None:
+        """None: it is no file."""
+
     def write(self, name: str, offset: int, data: Buffer) -> None:
         """Nothing."""

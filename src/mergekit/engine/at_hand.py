@@ -1,4 +1,4 @@
-"""The operands of a tensor as its stripes need them: what is the same for every stripe is found out once."""
+"""The tensor at hand: what is the same for all of its stripes is found out once, and what can be done at once is."""
 
 from __future__ import annotations
 
@@ -36,10 +36,35 @@ class Reader(Protocol):
         """An open descriptor of what is a file on the disk; None for what is not."""
 
 
-@final
+class Writer(Protocol):
+    """Where the output goes: :class:`mergekit.checkpoint.ShardWriter`, or memory; several threads write at a time."""
+
+    def write(self, name: str, offset: int, data: Buffer) -> None:
+        """Take the bytes of a tensor from an offset on."""
+
+    def outlet(self, name: str) -> tuple[int, int] | None:
+        """An open descriptor and the first byte of a tensor, if it goes into a file on the disk."""
+
+
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a worker knows about the operands of one tensor.
+class Measure:
+    """What is known about a stretch of output.
+
+    Parameters:
+        sums: per grain the squared norm of the output, of its distance to the first operand, and of that operand.
+        broken: entries that are infinite or not a number.
+        checksum: what the stretch adds to that of the tensor; see :mod:`mergekit.kernels.checksum`.
+    """
+
+    sums: Raw
+    broken: int
+    checksum: int
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class AtHand:
+    """What a worker knows about the tensor it works on.
 
     Parameters:
         task: the tensor.
@@ -48,6 +73,7 @@ class Inputs:
         dtype: of the raw entries in rows.
         places: descriptor and first byte of each operand, int64, shape (2, k), if all of them lie in files of the disk
             just as rows hold them.
+        outlet: descriptor and first byte of the output, if it goes into a file just as kernels write it.
     """
 
     task: TensorTask
@@ -55,12 +81,14 @@ class Inputs:
     nbytes: int
     dtype: np.dtype[Any]
     places: Raw | None
+    outlet: tuple[int, int] | None
 
     @classmethod
-    def of(cls, task: TensorTask, files: Reader) -> Inputs:
+    def of(cls, task: TensorTask, files: Reader, writer: Writer) -> AtHand:
         """Look at a tensor that is next."""
         dtype = np.dtype(RAW[task.row_format])
-        return cls(task, task.target, task.read_bytes, dtype, _places(task, files))
+        outlet = writer.outlet(task.out.name) if task.out.dtype.name in RAW else None
+        return cls(task, task.target, task.read_bytes, dtype, _places(task, files), outlet)
 
     def read(self, access: Access, start: int, stop: int, rows: Raw) -> None:
         """Fill `rows`, shape (k, n), with the entries [start, stop) of the operands."""
@@ -69,9 +97,22 @@ class Inputs:
 
             if read_rows(*self.places, start * self.dtype.itemsize, rows.view(np.uint8)) == len(rows):
                 return
-        # One by one, also to say what is wrong with a file that has not given what it should have.
         for row, operand in zip(rows, self.task.operands, strict=True):
             operand.view.read(access, start, stop, row)
+
+    def hand_over(self, start: int, out: Raw, reference: Raw) -> tuple[Measure, bool]:
+        """Measure raw entries of the output from `start` on, and write them; or else tell that this is left to do."""
+        from mergekit.kernels import fused
+
+        sums, found = np.empty((-(-out.size // self.target.grain), 3)), np.zeros(3, np.int64)
+        octets, offset = out.view(np.uint8), start * out.itemsize
+        descriptor, first = self.outlet or _NOWHERE
+        fused.hand_over(out, reference, self.target.grain, sums, octets, offset, descriptor, first, found)
+        broken, checksum, written = found.tolist()
+        return Measure(sums, broken, checksum), written == octets.size
+
+
+_NOWHERE = (-1, 0)  # no file has this descriptor
 
 
 def _places(task: TensorTask, files: Reader) -> Raw | None:
