@@ -9,7 +9,6 @@ from kernel_formats import FORMATS, RAW, assert_rounded_sum, decode, encode, wei
 
 from mergekit.kernels import arrays, fused
 from mergekit.kernels.combine import TILE
-from mergekit.kernels.sums import SCRATCH
 
 MATRICES = [(1, 1), (3, 1), (1, 3), (7, 30), (2, TILE - 1), (3, TILE), (2, 2 * TILE + 5), (5000, 2)]
 
@@ -45,9 +44,9 @@ def test_every_line_or_column_has_coefficients_of_its_own(kernel, lines, width, 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 40])
 @pytest.mark.parametrize("based", [True, False])
 def test_tiles_of_many_rows(count, based):
-    base, rows = operands(count, 1, 3 * SCRATCH // count + 1, "BF16", count)
+    base, rows = operands(count, 1, 3 * 1024 // count + 1, "BF16", count)
     sums = np.full((2, count, count), np.nan)
-    grain = 2 * SCRATCH // count
+    grain = 2 * 1024 // count
     fused.gram(origin_of(base, based), rows, grain, sums)
     wide = decode(rows).astype(np.float64) - decode(base) * based
     for found, part in zip(sums, (wide[:, :grain], wide[:, grain:]), strict=True):

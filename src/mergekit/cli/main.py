@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from importlib import import_module
 
 import click
@@ -39,6 +41,22 @@ COMMANDS = {
 }
 """Commands by name, as module and attribute; a module under two names is one command with an alias."""
 
+_SELDOM = 100_000  # objects more than before, when the collector looks for garbage; importing makes some 300,000
+
+
+def _imported(command: str) -> click.Command:
+    module, _, attribute = command.partition(":")
+    found = getattr(import_module(module), attribute)
+    assert isinstance(found, click.Command)
+    return found
+
+
+def _run(command: click.Command | str, name: str) -> None:
+    """Run a command as a process of its own, which has little garbage and no use for what lives until its end."""
+    gc.set_threshold(_SELDOM)
+    atexit.register(gc.freeze)
+    (_imported(command) if isinstance(command, str) else command).main(prog_name=name)
+
 
 class Lazy(click.Group):
     """A group whose commands are imported when they are needed."""
@@ -49,12 +67,7 @@ class Lazy(click.Group):
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
-        command = getattr(import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        return command
+        return _imported(COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one line per command, aliases together."""
@@ -81,77 +94,57 @@ def commands() -> None:
 
 def main() -> None:
     """Run ``mergekit``."""
-    commands.main(prog_name="mergekit")
+    _run(commands, "mergekit")
 
 
 def main_yaml() -> None:
     """Run ``mergekit-yaml``."""
-    from mergekit.cli.merge import merge
-
-    merge.main(prog_name="mergekit-yaml")
+    _run("mergekit.cli.merge:merge", "mergekit-yaml")
 
 
 def main_moe() -> None:
     """Run ``mergekit-moe``."""
-    from mergekit.cli.moe import moe
-
-    moe.main(prog_name="mergekit-moe")
+    _run("mergekit.cli.moe:moe", "mergekit-moe")
 
 
 def main_pytorch() -> None:
     """Run ``mergekit-pytorch``."""
-    from mergekit.cli.pytorch import pytorch
-
-    pytorch.main(prog_name="mergekit-pytorch")
+    _run("mergekit.cli.pytorch:pytorch", "mergekit-pytorch")
 
 
 def main_multi() -> None:
     """Run ``mergekit-multi``."""
-    from mergekit.cli.multi import multi
-
-    multi.main(prog_name="mergekit-multi")
+    _run("mergekit.cli.multi:multi", "mergekit-multi")
 
 
 def main_layershuffle() -> None:
     """Run ``mergekit-layershuffle``."""
-    from mergekit.cli.layershuffle import layershuffle
-
-    layershuffle.main(prog_name="mergekit-layershuffle")
+    _run("mergekit.cli.layershuffle:layershuffle", "mergekit-layershuffle")
 
 
 def main_legacy() -> None:
     """Run ``mergekit-legacy``."""
-    from mergekit.cli.legacy import legacy
-
-    legacy.main(prog_name="mergekit-legacy")
+    _run("mergekit.cli.legacy:legacy", "mergekit-legacy")
 
 
 def main_bakllama() -> None:
     """Run ``bakllama``."""
-    from mergekit.cli.bakllama import bakllama
-
-    bakllama.main(prog_name="bakllama")
+    _run("mergekit.cli.bakllama:bakllama", "bakllama")
 
 
 def main_tokensurgeon() -> None:
     """Run ``mergekit-tokensurgeon``."""
-    from mergekit.cli.tokensurgeon import tokensurgeon
-
-    tokensurgeon.main(prog_name="mergekit-tokensurgeon")
+    _run("mergekit.cli.tokensurgeon:tokensurgeon", "mergekit-tokensurgeon")
 
 
 def main_evolve() -> None:
     """Run ``mergekit-evolve``."""
-    from mergekit.cli.evolve import evolve
-
-    evolve.main(prog_name="mergekit-evolve")
+    _run("mergekit.cli.evolve:evolve", "mergekit-evolve")
 
 
 def main_extract_lora() -> None:
     """Run ``mergekit-extract-lora``."""
-    from mergekit.cli.extract_lora import extract_lora
-
-    extract_lora.main(prog_name="mergekit-extract-lora")
+    _run("mergekit.cli.extract_lora:extract_lora", "mergekit-extract-lora")
 
 
 if __name__ == "__main__":

@@ -14,54 +14,72 @@ from numpy.typing import NDArray
 
 from mergekit.kernels import GRAIN
 from mergekit.kernels.compiling import inner, inner_sum
-from mergekit.kernels.numbers import MAGNITUDE, as_bits, load, stack_array
+from mergekit.kernels.numbers import MAGNITUDE, as_bits, load
 
 Raw = NDArray[Any]
 
 
-SCRATCH = 1024  # entries of all rows together; float64, in the first-level cache beside the inputs
-
-
 @inner
-def _widen(out: Raw, row: Raw) -> None:
-    for j in range(out.size):
-        out[j] = load(row[j])
-
-
-@inner
-def _widen_delta(out: Raw, row: Raw, base: Raw) -> None:
-    for j in range(out.size):
-        out[j] = load(row[j]) - load(base[j])
+def _entry(row: Raw, base: Any, j: Any) -> Any:
+    """An entry, or its difference from the base's; the compiler knows which if there is no base."""
+    if base is None:
+        return np.float64(load(row[j]))
+    return np.float64(load(row[j]) - load(base[j]))
 
 
 @inner_sum
-def _square(row: Raw) -> Any:
-    total = 0.0
-    for j in range(row.size):
-        total += row[j] * row[j]
-    return total
+def _dots_of_two(one: Raw, other: Raw, base: Any) -> Any:
+    first, mixed, second = 0.0, 0.0, 0.0
+    for j in range(one.size):
+        x, y = _entry(one, base, j), _entry(other, base, j)
+        first += x * x
+        mixed += x * y
+        second += y * y
+    return first, mixed, second
 
 
 @inner_sum
-def _two_dots(row: Raw, one: Raw, other: Raw) -> Any:
-    first, second = 0.0, 0.0
+def _dots_with_two(row: Raw, one: Raw, other: Raw, base: Any) -> Any:
+    first, second, own = 0.0, 0.0, 0.0
     for j in range(row.size):
-        first += row[j] * one[j]
-        second += row[j] * other[j]
-    return first, second
+        x, y, z = _entry(one, base, j), _entry(other, base, j), _entry(row, base, j)
+        first += z * x
+        second += z * y
+        own += z * z
+    return first, second, own
+
+
+@inner_sum
+def _dots_between_twos(one: Raw, other: Raw, left: Raw, right: Raw, base: Any) -> Any:
+    first, second, third, fourth = 0.0, 0.0, 0.0, 0.0
+    for j in range(one.size):
+        x, y = _entry(one, base, j), _entry(other, base, j)
+        z, w = _entry(left, base, j), _entry(right, base, j)
+        first += x * z
+        second += x * w
+        third += y * z
+        fourth += y * w
+    return first, second, third, fourth
 
 
 @inner
-def _add_dots(sums: Raw, scratch: Raw, i: Any, room: Any, size: Any) -> None:
-    """Of row i of the scratch with those before it, and with itself; two at a time, as loading is what takes time."""
-    row = scratch[i * room : i * room + size]
-    for other in range(0, i, 2):
-        start = other * room
-        first, second = _two_dots(row, scratch[start : start + size], scratch[start + room : start + room + size])
-        sums[i, other] += first
-        sums[i, other + 1] += second
-    if i % 2 == 0:
-        sums[i, i] += _square(row)
+def _dots(sums: Raw, rows: Raw, base: Any, start: Any, stop: Any) -> None:
+    """Of all pairs; two rows at a time with two others, as it is loading that takes time."""
+    count = rows.shape[0]
+    for i in range(0, count - 1, 2):
+        one, other = rows[i, start:stop], rows[i + 1, start:stop]
+        sums[i, i], sums[i + 1, i], sums[i + 1, i + 1] = _dots_of_two(one, other, base)
+        for m in range(0, i, 2):
+            found = _dots_between_twos(one, other, rows[m, start:stop], rows[m + 1, start:stop], base)
+            sums[i, m], sums[i, m + 1], sums[i + 1, m], sums[i + 1, m + 1] = found
+    if count % 2:
+        i = count - 1
+        row = rows[i, start:stop]
+        if count == 1:
+            sums[i, i], _, _ = _dots_of_two(row, row, base)
+        for m in range(0, i, 2):
+            found = _dots_with_two(row, rows[m, start:stop], rows[m + 1, start:stop], base)
+            sums[i, m], sums[i, m + 1], sums[i, i] = found
 
 
 @inner
@@ -76,24 +94,16 @@ def gram(base: Raw, rows: Raw, grain: int, sums: Raw) -> None:
 
     Parameters:
         base: raw entries, shape (n,), or (0,) for zeros.
-        rows: raw entries, shape (k, n), k ≤ `SCRATCH`.
+        rows: raw entries, shape (k, n).
         grain: entries.
         sums: float64, shape (grains, k, k), written.
     """
-    scratch = stack_array(1024, sums)  # SCRATCH, spelled out: the size must be a literal
-    room = SCRATCH // max(1, rows.shape[0])
     for index in range(sums.shape[0]):
-        sums[index] = 0
-        last = min((index + 1) * grain, rows.shape[1])
-        for start in range(index * grain, last, room):
-            stop = min(start + room, last)
-            for i in range(rows.shape[0]):
-                wide = scratch[i * room : i * room + stop - start]
-                if base.size == 0:
-                    _widen(wide, rows[i, start:stop])
-                else:
-                    _widen_delta(wide, rows[i, start:stop], base[start:stop])
-                _add_dots(sums[index], scratch, i, room, stop - start)
+        start, stop = index * grain, min((index + 1) * grain, rows.shape[1])
+        if base.size == 0:
+            _dots(sums[index], rows, None, start, stop)
+        else:
+            _dots(sums[index], rows, base[start:stop], start, stop)
         _mirror(sums[index])
 
 
