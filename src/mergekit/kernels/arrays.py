@@ -143,9 +143,10 @@ def _spread(rows: Array) -> Array:
     return xp.astype(rows.shape[0] * squares - sums * sums, xp.float32)
 
 
-def spread(rows: Array, scores: Host) -> None:
+def spread(rows: Array, scores: Host) -> int:
     """How much models differ at each entry; see :func:`mergekit.kernels.spread.spread`."""
     scores[:] = host(_spread(rows))
+    return int(np.count_nonzero(scores))
 
 
 def selected(rows: Array, cut: int, edge: int) -> Array:

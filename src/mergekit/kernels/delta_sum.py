@@ -62,7 +62,7 @@ def _keep_some(votes: Raw, noise: Raw, chance: Any) -> None:
 
 
 @inner
-def _least(cut: Any, edge: Any) -> Any:
+def least_passing(cut: Any, edge: Any) -> Any:
     """The least magnitude that passes a cut where all that equal it do, or none does."""
     return cut if (edge >= 0) | (cut == u32(NOTHING)) else u32(cut + u32(1))
 
@@ -87,7 +87,7 @@ def _votes_of(
     if (0 <= own[0] < last) | (0 <= own[1] < last):
         _keep_tied(votes, row, origin, factor, cuts, own, model)
     else:
-        least, top = _least(cuts[0, model], own[0]), _least(cuts[1, model], own[1])
+        least, top = least_passing(cuts[0, model], own[0]), least_passing(cuts[1, model], own[1])
         if top != u32(NOTHING):
             _keep_band(votes, row, origin, factor, least, top)
         elif least != u32(0):
@@ -121,7 +121,8 @@ def add(total: Raw, votes: Raw) -> None:
 
 
 @inner
-def _mark_negative(signs: Raw, elected: Raw) -> None:
+def mark_negative(signs: Raw, elected: Raw) -> None:
+    """The sign bit where the other sign than + is elected, or where there is no number."""
     for j in range(signs.size):
         signs[j] = u32(0) if elected[j] >= 0 else u32(0x80000000)
 
@@ -210,7 +211,7 @@ def delta_sum(
             add(elected, votes)
         if elect:
             signs = noises[:size]
-            _mark_negative(signs, elected)
+            mark_negative(signs, elected)
             fill(total, f32(0))
             fill(divisor, f32(0))
             for i in range(rows.shape[0]):

@@ -5,6 +5,7 @@ from mergekit.kernels.compiled import Kernel
 add_low_rank = Kernel("low_rank", "add_low_rank")
 approach = Kernel("nearswap", "approach")
 checksum = Kernel("checksum", "checksum")
+collect = Kernel("select", "collect")
 column_gram = Kernel("sums", "column_gram")
 combine = Kernel("combine", "combine")
 combine_columns = Kernel("combine", "combine_columns")

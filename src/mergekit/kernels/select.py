@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mergekit.kernels.compiling import inner
@@ -18,6 +19,7 @@ from mergekit.kernels.numbers import MAGNITUDE, as_bits, load, stack_array, u32
 Raw = NDArray[Any]
 
 TILE = 2048  # entries
+WORD = 8  # entries that are looked at one by one only if one of them is marked
 GROUP = 32  # entries that are looked at one by one only if one of them lies inside the bracket
 
 
@@ -105,6 +107,57 @@ def sweep(row: Raw, base: Raw, low: int, high: int, shift: int, bins: Raw) -> in
             if _any_inside(group, bottom, width):
                 _sort_into_bins(group, bottom, width, steps, bins)
     return above
+
+
+@inner
+def _mark_inside(marks: Raw, bits: Raw, low: Any, width: Any) -> None:
+    for j in range(bits.size):
+        marks[j] = u32(bits[j] - low) <= width
+
+
+@inner
+def _sum(marks: Raw) -> Any:
+    count = u32(0)
+    for j in range(marks.size):
+        count += u32(marks[j])
+    return count
+
+
+def collect(bits: Raw, low: int, high: int, first: int, found: Raw, places: Raw, counts: Raw) -> None:
+    """Copy what lies in [low, high], and count what is greater.
+
+    Parameters:
+        bits: uint32, shape (n,).
+        low, high: bracket, both inclusive.
+        first: index in the tensor of the first entry.
+        found: uint32, shape (m,), written: those inside, in their order; not all of them if there are more than m.
+        places: int64, shape (m,) or (0,), written: their indices in the tensor.
+        counts: int64, shape (2,), written: how many are inside, and how many greater.
+    """
+    words = stack_array(256, counts)  # of `WORD` marks: TILE of them
+    inside, above = 0, 0
+    for start in range(0, bits.size, TILE):
+        tile = bits[start : min(start + TILE, bits.size)]
+        words[:] = 0
+        marks = words.view(np.uint8)
+        above += _count_above(tile, u32(high))
+        _mark_inside(marks, tile, u32(low), u32(high - low))
+        count = _sum(marks)
+        if inside + count <= found.size:
+            for word in range(words.size):
+                if words[word] == 0:
+                    continue
+                for j in range(WORD * word, WORD * word + WORD):
+                    if marks[j] == 0:
+                        continue
+                    found[inside] = tile[j]
+                    if places.size > 0:
+                        places[inside] = first + start + j
+                    inside += 1
+        else:
+            inside += count
+    counts[0] = inside
+    counts[1] = above
 
 
 def count_values(row: Raw, base: Raw, values: Raw, grain: int, equal: Raw, above: Raw) -> None:

@@ -13,19 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit.kernels.compiling import inner, inner_sum
-from mergekit.kernels.numbers import as_bits, f32, load, stack_array, store, u32
+from mergekit.kernels.delta_sum import least_passing, mark_negative
+from mergekit.kernels.numbers import as_bits, as_float, f32, load, stack_array, store, u32
 
 Raw = NDArray[Any]
 
 TILE = 1024  # entries; a few tiles stay in the first-level cache
 _SINGLE = np.zeros(1, np.float32)  # entries of a tile
 _DOUBLE = np.zeros(1, np.float64)
+_WORD = np.zeros(1, np.uint32)
 
 
 @inner
 def _clear(tile: Raw) -> None:
     for j in range(tile.size):
         tile[j] = 0
+
+
+@inner
+def _first_difference(sums: Raw, squares: Raw, row: Raw, first: Raw) -> None:
+    for j in range(sums.size):
+        difference = np.float64(load(row[j]) - load(first[j]))
+        sums[j] = difference
+        squares[j] = difference * difference
 
 
 @inner
@@ -37,9 +47,19 @@ def _add_difference(sums: Raw, squares: Raw, row: Raw, first: Raw) -> None:
 
 
 @inner
-def _score(scores: Raw, sums: Raw, squares: Raw, count: Any) -> None:
+def _score(scores: Raw, sums: Raw, squares: Raw, row: Raw, first: Raw, count: Any) -> None:
+    """Add the last difference, and bring all together."""
     for j in range(scores.size):
-        scores[j] = np.float32(count * squares[j] - sums[j] * sums[j])
+        difference = np.float64(load(row[j]) - load(first[j]))
+        total = sums[j] + difference
+        scores[j] = np.float32(count * (squares[j] + difference * difference) - total * total)
+
+
+@inner
+def _score_two(scores: Raw, row: Raw, first: Raw) -> None:
+    for j in range(scores.size):
+        difference = np.float64(load(row[j]) - load(first[j]))
+        scores[j] = np.float32(difference * difference)
 
 
 @inner
@@ -47,23 +67,42 @@ def _spread(scores: Raw, rows: Raw, start: Any) -> None:
     """Scores of at most `TILE` entries from `start` on."""
     room, more = stack_array(1024, _DOUBLE), stack_array(1024, _DOUBLE)
     sums, squares = room[: scores.size], more[: scores.size]
-    stop = start + scores.size
-    _clear(sums)
-    _clear(squares)
-    for i in range(1, rows.shape[0]):
-        _add_difference(sums, squares, rows[i, start:stop], rows[0, start:stop])
-    _score(scores, sums, squares, np.float64(rows.shape[0]))
+    stop, last = start + scores.size, rows.shape[0] - 1
+    if last <= 0:
+        _clear(scores)
+    elif last == 1:
+        _score_two(scores, rows[1, start:stop], rows[0, start:stop])
+    else:
+        _first_difference(sums, squares, rows[1, start:stop], rows[0, start:stop])
+        for i in range(2, last):
+            _add_difference(sums, squares, rows[i, start:stop], rows[0, start:stop])
+        _score(scores, sums, squares, rows[last, start:stop], rows[0, start:stop], np.float64(rows.shape[0]))
 
 
-def spread(rows: Raw, scores: Raw) -> None:
+@inner
+def _count(scores: Raw) -> Any:
+    count = u32(0)
+    for j in range(scores.size):
+        count += u32(scores[j] != 0)
+    return count
+
+
+def spread(rows: Raw, scores: Raw) -> int:
     """The scores of entries.
 
     Parameters:
         rows: raw entries of the models, shape (k, n).
         scores: float32, shape (n,), written.
+
+    Returns:
+        How many entries are not the same in all models.
     """
+    differing = 0
     for start in range(0, scores.size, TILE):
-        _spread(scores[start : min(start + TILE, scores.size)], rows, start)
+        tile = scores[start : min(start + TILE, scores.size)]
+        _spread(tile, rows, start)
+        differing += _count(tile)
+    return differing
 
 
 @inner
@@ -73,10 +112,14 @@ def _keep(kept: Raw, rows: Raw, start: Any, cut: Any, edge: Any) -> None:
         for j in range(kept.size):
             kept[j] = f32(1)
         return
-    last = np.int32(min(max(edge - start, -1), TILE))
     _spread(kept, rows, start)
-    for j in range(kept.size):
-        kept[j] = f32(1) if as_bits(kept[j]) >= cut + (u32(1) if j > last else u32(0)) else f32(0)
+    if 0 <= edge - start < kept.size - 1:
+        for j in range(kept.size):
+            kept[j] = f32(1) if as_bits(kept[j]) >= cut + u32(j > edge - start) else f32(0)
+    else:
+        least = least_passing(cut, edge - start)
+        for j in range(kept.size):
+            kept[j] = f32(1) if as_bits(kept[j]) >= least else f32(0)
 
 
 @inner_sum
@@ -119,11 +162,11 @@ def _vote(elected: Raw, row: Raw, base: Raw) -> None:
 
 
 @inner
-def _agree(total: Raw, divisor: Raw, elected: Raw, row: Raw, base: Raw, weight: Any) -> None:
+def _agree(total: Raw, divisor: Raw, signs: Raw, row: Raw, base: Raw, weight: Any) -> None:
     for j in range(total.size):
         delta = load(row[j]) - load(base[j])
-        # Not the same as `delta < 0` where there is no number: a broken input must break the output.
-        same = (delta > 0) if elected[j] >= 0 else not (delta >= 0)
+        # True also where there is no number: a broken input must break the output.
+        same = not (as_float(as_bits(delta) ^ signs[j]) <= 0)
         total[j] += weight * delta if same else f32(0)
         divisor[j] += weight if same else f32(0)
 
@@ -150,16 +193,19 @@ def spread_mean(base: Raw, rows: Raw, weights: Raw, cut: int, edge: int, out: Ra
     """
     marks, votes = stack_array(1024, _SINGLE), stack_array(1024, _SINGLE)
     totals, divisors = stack_array(1024, _SINGLE), stack_array(1024, _SINGLE)
+    negative = stack_array(1024, _WORD)
     for start in range(0, out.size, TILE):
         stop = min(start + TILE, out.size)
         size = stop - start
         kept, elected, total, divisor = marks[:size], votes[:size], totals[:size], divisors[:size]
+        signs = negative[:size]
         _keep(kept, rows, start, u32(cut), edge)
         _clear(elected)
         _clear(total)
         _clear(divisor)
         for i in range(rows.shape[0]):
             _vote(elected, rows[i, start:stop], base[start:stop])
+        mark_negative(signs, elected)
         for i in range(rows.shape[0]):
-            _agree(total, divisor, elected, rows[i, start:stop], base[start:stop], weights[i])
+            _agree(total, divisor, signs, rows[i, start:stop], base[start:stop], weights[i])
         _finish(out[start:stop], base[start:stop], total, divisor, kept)

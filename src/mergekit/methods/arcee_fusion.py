@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import numpy as np
@@ -49,12 +49,14 @@ def _importances(block: Block, width: int, divergences: Numbers) -> Numbers:
     return scores
 
 
-def _divergences(block: Block) -> tuple[Numbers, Numbers]:
-    """Of the rows of a block, and the importances of its entries."""
+def _divergences(block: Block, picked: slice) -> tuple[Numbers, Numbers]:
+    """Of the rows of a block, and the importances of some of its entries."""
     width = _width(block.target)
     found = np.empty(block.rows.shape[1] // width)
     block.reducers.row_divergence(block.models[0], block.base, width, found)
-    return found, _importances(block, width, found)
+    rows, row_of = block.rows[:, picked], np.arange(*picked.indices(block.rows.shape[1])) // width
+    single = replace(block, rows=np.ascontiguousarray(rows) if isinstance(rows, np.ndarray) else rows)
+    return found, _importances(single, 1, found[row_of])
 
 
 def _ranks(entries: int, stats: Stats) -> Sequence[int]:

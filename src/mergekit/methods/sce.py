@@ -23,10 +23,10 @@ class Spread(Surveyed):
         return scores
 
 
-def _differing(block: Block) -> tuple[Numbers, Numbers]:
-    """How many entries are not the same in all models, and the scores."""
-    scores = Spread().of(block)
-    return np.array([np.count_nonzero(scores)]), scores
+def _differing(block: Block, picked: slice) -> tuple[Numbers, Numbers]:
+    """How many entries are not the same in all models, and some scores."""
+    scores = np.empty(block.rows.shape[1], np.float32)
+    return np.array([block.reducers.spread(block.models, scores)]), scores[picked].copy()
 
 
 @final

@@ -11,6 +11,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from mergekit.kernels import GRAIN
 from mergekit.methods.contract import Array, Block, Reduction, Search, Stats, Target
 from mergekit.methods.reductions import Cut, GrainSums, Kth, Score
 
@@ -18,6 +19,7 @@ Numbers = NDArray[Any]
 
 _SAMPLE, _DISTANCE = 1 << 16, 1 << 10  # entries that a survey's sample holds at least, and their distance at most
 _MOST = 0.03  # share of the entries that are collected from a bracket, rather than counted
+_CROWDED = 4  # a block of which more than this fraction lies inside a bracket is too much
 _TOP = 0xFFFFFFFF  # no bits are greater
 
 
@@ -54,8 +56,8 @@ class Seen:
     sample: Numbers
 
 
-Look = Callable[[Block], tuple[Numbers, Numbers]]
-"""From a block to what is found in it and the scores of its entries, shape (n,)."""
+Look = Callable[[Block, slice], tuple[Numbers, Numbers]]
+"""From a block and some of its entries to what is found in it, and the scores of those entries."""
 
 
 @final
@@ -75,9 +77,8 @@ class _SurveySearch(Search):
         return []
 
     def visit(self, block: Block, scratch: list[tuple[Numbers, Numbers]]) -> None:
-        found, scores = self.look(block)
         distance = max(1, min(block.target.count // _SAMPLE, _DISTANCE))
-        scratch.append((found, scores[-block.start % distance :: distance].copy()))
+        scratch.append(self.look(block, slice(-block.start % distance, None, distance)))
 
     def close(self, scratches: Sequence[list[tuple[Numbers, Numbers]]]) -> None:
         found, samples = zip(*(part for scratch in scratches for part in scratch), strict=True)
@@ -130,6 +131,24 @@ class Surveyed(Score):
 
 @final
 @dataclass(frozen=True, slots=True)
+class _Collected:
+    """What of a block lies inside a bracket.
+
+    Parameters:
+        above: how many entries are above it.
+        bits: the scores of those inside, as far as there was room.
+        places: if it matters, their indices.
+        whole: whether there was room for all.
+    """
+
+    above: int
+    bits: Numbers
+    places: Numbers
+    whole: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class _Bracket:
     """Scores, as bits, that very likely enclose the one sought, which `keep` entries reach; `edges` as in `Kth`."""
 
@@ -139,30 +158,36 @@ class _Bracket:
     edges: bool
 
     @classmethod
-    def around(cls, keep: int, entries: int, ordered: Numbers, edges: bool) -> _Bracket:
-        """Four standard errors of the sample's rank to both sides, and some more; `ordered` holds the sample's bits."""
-        share, size = 1 - keep / entries, ordered.size
-        error = 0.0 if size == entries else 4 * math.sqrt(share * (1 - share) / size) + 2 / size
-        first, last = (round((share + sign * error) * size) for sign in (-1, 1))
-        low, high = int(ordered[first]) if first > 0 else 0, int(ordered[last]) if last < size - 1 else _TOP
-        return cls(keep, low, high, edges)
+    def around(cls, keep: int, entries: int, sample: Numbers, edges: bool) -> _Bracket:
+        """Four standard errors of the sample's rank to both sides, and some more; of the bits of a sample."""
+        share, size = 1 - keep / entries, sample.size
+        error = 4 * math.sqrt(share * (1 - share) / size) + 2 / size
+        first, last = (min(max(round((share + sign * error) * size), 0), size - 1) for sign in (-1, 1))
+        ordered = np.partition(sample, (first, last))
+        return cls(
+            keep, int(ordered[first]) if first > 0 else 0, int(ordered[last]) if last < size - 1 else _TOP, edges
+        )
 
-    def share(self, ordered: Numbers) -> float:
+    def share(self, sample: Numbers) -> float:
         """Of the sample, what lies inside."""
-        ends = np.searchsorted(ordered, self.low, "left"), np.searchsorted(ordered, self.high, "right")
-        return float(ends[1] - ends[0]) / ordered.size
+        return np.count_nonzero((sample - np.uint32(self.low)) <= np.uint32(self.high - self.low)) / sample.size
 
-    def inside(self, bits: Numbers, start: int) -> tuple[int, Numbers, Numbers]:
-        """How many entries are above, and the scores and, if it matters, the indices of those inside."""
-        places = np.flatnonzero((bits - np.uint32(self.low)) <= np.uint32(self.high - self.low))
-        above = int(np.count_nonzero(bits > np.uint32(self.high)))
-        return above, bits[places], places[: places.size * self.edges] + start
+    def inside(self, bits: Numbers, start: int) -> _Collected:
+        """What of a block lies inside."""
+        from mergekit.kernels.fused import collect
 
-    def cut(self, found: Sequence[tuple[int, Numbers, Numbers]]) -> tuple[int, int] | None:
+        room = bits.size // _CROWDED + GRAIN
+        found, places, counts = np.empty(room, np.uint32), np.empty(room * self.edges, np.int64), np.empty(2, np.int64)
+        collect(bits, self.low, self.high, start, found, places, counts)
+        inside, above = counts.tolist()
+        return _Collected(above, found[:inside].copy(), places[:inside].copy(), inside <= room)
+
+    def cut(self, parts: Sequence[_Collected]) -> tuple[int, int] | None:
         """The score sought and the index of the last of its ties that is kept; None if it is not inside."""
-        rank = self.keep - sum(above for above, _, _ in found)
-        bits, places = (np.concatenate([part[field] for part in found]) for field in (1, 2))
-        if not 0 < rank <= bits.size:
+        rank = self.keep - sum(part.above for part in parts)
+        bits = np.concatenate([part.bits for part in parts])
+        places = np.concatenate([part.places for part in parts])
+        if not 0 < rank <= bits.size or not all(part.whole for part in parts):
             return None
         cut = np.partition(bits, bits.size - rank)[bits.size - rank]
         last = rank - np.count_nonzero(bits > cut) - 1
@@ -252,8 +277,10 @@ class SurveyedKth(Reduction):
 
         if not all(0 < keep <= target.count for keep in ranks):
             return counted()
-        ordered = np.sort(drawn.view(np.uint32))
-        brackets = [_Bracket.around(keep, target.count, ordered, self.edges) for keep in ranks]
-        if drawn.size < target.count and max(bracket.share(ordered) for bracket in brackets) > _MOST:
+        bits = drawn.view(np.uint32)
+        if drawn.size == target.count:
+            return counted()
+        brackets = [_Bracket.around(keep, target.count, bits, self.edges) for keep in ranks]
+        if max(bracket.share(bits) for bracket in brackets) > _MOST:
             return counted()
         return _BracketSearch(score, brackets, counted)
