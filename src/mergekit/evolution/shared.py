@@ -11,6 +11,7 @@ import numpy as np
 from mergekit.api.arrays import Octets
 from mergekit.checkpoint import DTYPES
 from mergekit.engine.local import Recall
+from mergekit.kernels.streams import BITS
 from mergekit.methods.contract import Array, Block, Method, Needs, Raw, Reduction, Stats
 from mergekit.methods.delta_sum import DeltaSum
 from mergekit.plan import Operand, TensorTask
@@ -40,7 +41,10 @@ class Along(DeltaSum):
 
     def fuse(self, block: Block, stats: Stats, out: Raw) -> None:
         """The same in one pass."""
-        self.add_up(block.base, self.scale, block, stats, block.models, block.models[0, :0], out)
+        from mergekit.kernels.fused import delta_sum
+
+        settings = self.settings(block, stats, self.everything, np.array([1 << BITS]), noisy=False)
+        delta_sum(block.base, block.models[0, :0], block.models, *settings, self.scale, out)
 
 
 @final

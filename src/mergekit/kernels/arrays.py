@@ -255,9 +255,9 @@ def rank_scratch(width: int) -> int:
 
     Example:
         >>> rank_scratch(4096)
-        28928
+        37120
     """
-    return 7 * width + 256
+    return 9 * width + 256
 
 
 def fresh_bins() -> Host:

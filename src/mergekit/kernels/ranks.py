@@ -7,8 +7,9 @@ running counts. Inside bins there are three ways:
 - Few entries in every bin (continuous deltas): the row is put in the order of its bins, and every entry is compared
   with its next neighbours there, by vectors.
 - One distinct value in a bin, however often (deltas of 16-bit models): all its entries have the same rank.
-- Bins of several values among those, called mixed: their entries alone are compared with neighbours, or sorted by
-  digits if a bin is crowded, which takes a time in proportion to their number for any input.
+- Bins of several values among those, called mixed: their entries alone are compared with each other if they are few,
+  else with neighbours, or sorted by digits if a bin is crowded, which takes a time in proportion to their number for
+  any input. For entries of 16 bits there are twice as many bins, so that few are mixed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ Raw = NDArray[Any]
 i32 = numba.int32
 
 FEW = 12  # entries of a bin, up to which comparing all with their neighbours is faster than to look for equal ones
+LISTED = 128  # entries of mixed bins that are compared with each other at most
 REACH = 64  # neighbours on each side that an entry is compared with at most; beyond, sorting by digits is faster
 TILE = 256  # entries whose ranks stay in the first-level cache from one neighbour to the next
 BINS = 1 << 21  # at most, so that float32 arithmetic tells bins apart
@@ -228,14 +230,60 @@ def _rank_mixed(ranks: Raw, order: Raw, places: Raw, bits: Raw, starts: Raw, val
 
 
 @inner
+def _count_and_find_mixed(starts: Raw, values: Raw, places: Raw, bits: Raw) -> None:
+    """Both counts and values of bins in one go."""
+    for place in range(values.size):
+        values[place] = EMPTY
+    for j in range(places.size):
+        place, magnitude = places[j], bits[j]
+        value = values[place]
+        starts[place] += u32(1)
+        values[place] = magnitude if (value == magnitude) | (value == EMPTY) else MIXED
+
+
+@inner
+def _rank_listed(ranks: Raw, order: Raw, places: Raw, bits: Raw, starts: Raw) -> None:
+    """Ranks of a few entries of mixed bins: all of them are compared with each other."""
+    # LISTED, spelled out: sizes must be literals; nothing else points there, so that loops are of vectors
+    bins, magnitudes, counts = stack_array(128, bits), stack_array(128, bits), stack_array(128, bits)
+    own, here, found = bins[: order.size], magnitudes[: order.size], counts[: order.size]
+    for p in range(order.size):
+        own[p], here[p], found[p] = places[order[p]], bits[order[p]], u32(0)
+    for q in range(order.size):
+        place, magnitude = own[q], here[q]
+        for p in range(order.size):
+            less = u32(u32(magnitude < here[p]) + u32(magnitude <= here[p]))
+            found[p] = u32(found[p] + (less if own[p] == place else u32(0)))
+    for p in range(order.size):
+        ranks[order[p]] = i32(u32(2) * starts[own[p]] + found[p] - u32(1))
+
+
+@inner
+def _rank_few_values(bits: Raw, places: Raw, starts: Raw, values: Raw, room: Raw, ranks: Raw) -> None:
+    """Ranks of a row whose magnitudes are few numbers, many times each."""
+    _clear(starts)
+    _count_and_find_mixed(starts, values, places, bits)
+    _accumulate(starts)
+    _rank_values(values, starts)
+    order = room[: _pick_or_list(ranks, room, places, values)]
+    if order.size > LISTED:
+        _rank_mixed(ranks, order, places, bits, starts, values, room[order.size :])
+    else:
+        _rank_listed(ranks, order, places, bits, starts)
+
+
+@inner
 def rank_row(row: Raw, base: Raw, scratch: Raw, ranks: Raw) -> None:
     """Ranks within a single row; parameters as for :func:`row_ranks`."""
     width = row.size
-    bins = min(width, BINS) + 1  # one more for 0
+    bins = min(width * 2 if row.itemsize == 2 else width, BINS) + 1  # one more for 0
     bits, places, tables = scratch[:width], scratch[width : 2 * width], scratch[2 * width :]
     starts, values, room = tables[: bins + 1], tables[bins + 1 : 2 * bins + 1], tables[2 * bins + 1 :]
     total, greatest = _measure(bits, row, base)
     _choose_bins(places, bits, total / f32(width), greatest, bins)
+    if row.itemsize == 2:
+        _rank_few_values(bits, places, starts, values, room, ranks)
+        return
     _clear(starts)
     _count(starts, places)
     crowd = _greatest(starts)

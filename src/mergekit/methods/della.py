@@ -104,11 +104,18 @@ class DellaFrame(DeltaSum, ABC):
         thin_by_rank(row, block.base, ranks, low, step, self._divides, block.start, keys, out)
 
     def fuse_onto(self, origin: Raw, scale: float, block: Block, stats: Stats, out: Raw) -> None:
-        """Votes model by model, then their sum in one pass."""
-        votes = np.empty(block.models.shape, np.float32)
-        for model, own in enumerate(votes):
-            self.fill_votes(block, stats, model, own)
-        self.add_up(origin, scale, block, stats, votes, votes[0, :0], out)
+        """Votes and their sum, row by row."""
+        from mergekit.kernels.arrays import rank_scratch
+        from mergekit.kernels.fused import ranked_sum
+
+        width, models = max(1, block.target.width), range(len(self.weight))
+        chances = [self._probabilities(width, i) if self._ranked(block, i) else (self.chance(i), 0.0) for i in models]
+        low, step = np.array(chances).T.copy()
+        settings = self.settings(block, stats, self.everything, np.full(len(models), 1 << BITS), noisy=True)
+        room = (np.empty(rank_scratch(width), np.uint32), np.empty(width, np.int32))
+        votes = np.empty((len(models), width), np.float32)
+        thinning = (block.base, block.models, width, low, step, self._divides)
+        ranked_sum(origin, *thinning, *settings, scale, *room, votes, out)
 
 
 @final

@@ -102,10 +102,11 @@ class DeltaSum(Method, ABC):
     def cut(self, stats: Stats) -> Cut:
         """The band of each model, with edges counted from the tensor's start."""
         found: Cut | None = stats.get("cut")
-        return found or self._everything
+        return found or self.everything
 
     @cached_property
-    def _everything(self) -> Cut:
+    def everything(self) -> Cut:
+        """The band that all magnitudes are in, for each model."""
         bits, edges = np.array([_EVERYTHING, _NOTHING]).T
         width = len(self.weight)
         return Cut(np.repeat(bits[:, None], width, 1).astype(np.uint32), np.repeat(edges[:, None], width, 1))
@@ -115,12 +116,6 @@ class DeltaSum(Method, ABC):
         """Thresholds of the noise, and whether any noise is needed."""
         chances = np.array([threshold(self.chance(model)) for model in range(len(self.weight))])
         return chances, bool((chances < threshold(1)).any())
-
-    def _keys(self, block: Block) -> Raw:
-        """Of the noise, shape (k, 3)."""
-        if not self._chances[1]:
-            return np.zeros((len(self.weight), 3), np.uint32)
-        return np.array([block.keys(model) for model in range(len(self.weight))])
 
     def factors(self, stats: Stats) -> list[float]:
         """Weights, times what makes up for what was dropped."""
@@ -192,15 +187,14 @@ class DeltaSum(Method, ABC):
 
     def fuse_onto(self, origin: Raw, scale: float, block: Block, stats: Stats, out: Raw) -> None:
         """The scaled sum on top of any entries; the deltas are those from the base."""
-        self.add_up(origin, scale, block, stats, block.models, block.base, out)
-
-    def add_up(
-        self, origin: Raw, scale: float, block: Block, stats: Stats, rows: Raw, reference: Raw, out: Raw
-    ) -> None:
-        """What is kept of the rows less a reference, elected and added up; without a reference the rows are deltas."""
         from mergekit.kernels.fused import delta_sum
 
+        settings = self.settings(block, stats, self.cut(stats), *self._chances)
+        delta_sum(origin, block.base, block.models, *settings, scale, out)
+
+    def settings(self, block: Block, stats: Stats, cut: Cut, chances: Raw, noisy: bool) -> tuple[Any, ...]:
+        """What kernels want to know about a sum of votes besides its scale, in the order of their parameters."""
         weights, factors = np.array(self.weight, np.float32), np.array(self.factors(stats), np.float32)
-        cut, keys, (chances, _) = self.cut(stats), self._keys(block), self._chances
-        settings = (cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize, scale)
-        delta_sum(origin, reference, rows, weights, factors, *settings, out)
+        models = range(len(self.weight))
+        keys = np.array([block.keys(model) for model in models]) if noisy else np.zeros((len(models), 3), np.uint32)
+        return (weights, factors, cut.bits, cut.edges, chances, block.start, keys, self.elects, self.normalize)
