@@ -63,6 +63,16 @@ def _score_two(scores: Raw, row: Raw, first: Raw) -> None:
 
 
 @inner
+def _score_three(scores: Raw, row: Raw, other: Raw, first: Raw) -> None:
+    """The same as by way of sums, without storing them."""
+    for j in range(scores.size):
+        difference = np.float64(load(row[j]) - load(first[j]))
+        last = np.float64(load(other[j]) - load(first[j]))
+        total = difference + last
+        scores[j] = np.float32(3.0 * (difference * difference + last * last) - total * total)
+
+
+@inner
 def _spread(scores: Raw, rows: Raw, start: Any) -> None:
     """Scores of at most `TILE` entries from `start` on."""
     room, more = stack_array(1024, _DOUBLE), stack_array(1024, _DOUBLE)
@@ -72,6 +82,8 @@ def _spread(scores: Raw, rows: Raw, start: Any) -> None:
         _clear(scores)
     elif last == 1:
         _score_two(scores, rows[1, start:stop], rows[0, start:stop])
+    elif last == 2:
+        _score_three(scores, rows[1, start:stop], rows[2, start:stop], rows[0, start:stop])
     else:
         _first_difference(sums, squares, rows[1, start:stop], rows[0, start:stop])
         for i in range(2, last):
