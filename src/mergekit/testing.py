@@ -223,9 +223,8 @@ class Tensor:
                     break
                 scratches = [search.scratch() for _ in spans]
                 for scratch, own in zip(scratches, spans, strict=True):
-                    for start, stop in own:
-                        if search.wants(start, stop):
-                            search.visit(self._block(target, way, start, stop), scratch)
+                    for start, stop in (part for ends in own for part in search.wanted(*ends)):
+                        search.visit(self._block(target, way, start, stop), scratch)
                 search.close(scratches)
             else:
                 raise RuntimeError(f"the reduction `{reduction.name}` does not end")

@@ -71,9 +71,8 @@ def search(reduction, stage, stats):
         scratches = []
         for spans in stage.spans():
             scratch = found.scratch()
-            for start, stop in spans:
-                if found.wants(start, stop):
-                    found.visit(stage.block(stage.rows[:, start:stop], start), scratch)
+            for start, stop in (part for ends in spans for part in found.wanted(*ends)):
+                found.visit(stage.block(stage.rows[:, start:stop], start), scratch)
             scratches.append(scratch)
         found.close(scratches)
         sweeps += 1

@@ -129,14 +129,22 @@ class Worker:
 
         def swept() -> Any:
             scratch = search.scratch()
-            wanted = (stripe for stripe in self.stripes(task, span) if search.wants(stripe.start, stripe.stop))
-            loaded = ((stripe, self._loaded(task, stripe, slot, bench)) for slot, stripe in _numbered(wanted, bench))
+            wanted = self._wanted(task, span, search, bench)
+            loaded = ((part, self._loaded(task, part, slot, bench)) for slot, part in wanted)
             for stripe, operands in _staggered(loaded, bench.depth):
                 search.visit(bench.block(operands, task.based, stripe.start, target), scratch)
                 bench.landed(operands)
             return scratch
 
         return self._fitting(task, swept)
+
+    def _wanted(self, task: TensorTask, span: Span, search: Search, bench: Workbench) -> Iterator[tuple[int, Span]]:
+        """What a sweep needs to see, with the number of its host buffers: small parts leave those of stripes alone."""
+        stripes = self.stripes(task, span)
+        parts = (Span(*ends) for stripe in stripes for ends in search.wanted(stripe.start, stripe.stop))
+        whole = frozenset(stripes)
+        for slot, part in _numbered(parts, bench):
+            yield (slot if part in whole else slot + bench.depth), part
 
     def merge(self, task: TensorTask, span: Span, stats: Stats) -> Measure:
         """Merge a span and write it, its last stripe first: what a sweep has read last is still in the cache."""

@@ -254,10 +254,12 @@ class Search(ABC):
     def result(self) -> Any:
         """What the method's `stats` hold under the reduction's name, once `done`."""
 
-    def wants(self, start: int, stop: int) -> bool:
-        """Whether this sweep needs to see the entries [start, stop)."""
-        del start, stop
-        return True
+    def wanted(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The parts of the entries [start, stop) that this sweep needs to see, in ascending order.
+
+        They begin at multiples of the grain, and end there or with the tensor, as [start, stop) does.
+        """
+        yield start, stop
 
 
 class Reduction(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -209,8 +209,8 @@ class _BracketSearch(Search):
     def done(self) -> bool:  # type: ignore[override]
         return self.cuts is not None or (self.other is not None and self.other.done)
 
-    def wants(self, start: int, stop: int) -> bool:
-        return self.other is None or self.other.wants(start, stop)
+    def wanted(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        return self.other.wanted(start, stop) if self.other else Search.wanted(self, start, stop)
 
     def scratch(self) -> Any:
         return self.other.scratch() if self.other else []

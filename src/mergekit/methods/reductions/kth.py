@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
@@ -189,9 +189,15 @@ class _KthSearch(Search):
     def scratch(self) -> _Counts:
         return _Counts()
 
-    def wants(self, start: int, stop: int) -> bool:
+    def wanted(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         unfinished = [row for rows in self.rows for row in rows if row.stage != "done"]
-        return any(row.stage != "edge" or start <= row.grain * self.target.grain < stop for row in unfinished)
+        if any(row.stage != "edge" for row in unfinished):
+            yield start, stop
+            return
+        grain = self.target.grain
+        for place in sorted({row.grain * grain for row in unfinished}):
+            if start <= place < stop:
+                yield place, min(place + grain, stop)
 
     def visit(self, block: Block, scratch: _Counts) -> None:
         for index, (score, rows) in enumerate(zip(self.scores, self.rows, strict=True)):
