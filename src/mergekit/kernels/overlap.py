@@ -71,9 +71,9 @@ def _note_changes(changed: Raw, last: Raw, row: Raw, base: Raw, place: Any, thre
     count = u32(0)
     for j in range(changed.size):
         kept = u32(not (abs(load(row[j]) - load(base[j])) <= threshold))
-        changed[j] += kept
-        last[j] += place * kept
-        count += kept
+        changed[j] = u32(changed[j] + kept)
+        last[j] = u32(last[j] + (place if kept else u32(0)))
+        count = u32(count + kept)
     return count
 
 
@@ -81,7 +81,7 @@ def _note_changes(changed: Raw, last: Raw, row: Raw, base: Raw, place: Any, thre
 def _count_alone(changed: Raw, last: Raw, place: Any) -> Any:
     count = u32(0)
     for j in range(changed.size):
-        count += u32(changed[j] == u32(1)) & u32(last[j] == place)
+        count = u32(count + u32(u32(changed[j] == u32(1)) & u32(last[j] == place)))
     return count
 
 

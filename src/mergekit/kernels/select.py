@@ -47,26 +47,28 @@ def _magnitudes(bits: Raw, row: Raw, base: Raw, start: Any) -> None:
 
 @inner
 def _count_above(bits: Raw, top: Any) -> Any:
-    count = u32(0)  # of 32 bits like the magnitudes: wider ones would halve the lanes
+    count = u32(0)  # of 32 bits like the magnitudes, at every step: wider ones would halve the lanes
     for j in range(bits.size):
-        count += u32(bits[j] > top)
+        count = u32(count + u32(bits[j] > top))
     return count
 
 
 @inner
 def _compare(bits: Raw, value: Any) -> Any:
-    equal, above = u32(0), u32(0)
+    """How many equal a value, and how many are greater; the highest bit of a difference says which is less."""
+    least, above = u32(0), u32(0)
     for j in range(bits.size):
-        equal += u32(bits[j] == value)
-        above += u32(bits[j] > value)
-    return equal, above
+        difference = u32(value - bits[j])
+        least = u32(least + (u32(difference - u32(1)) >> u32(31)))
+        above = u32(above + (difference >> u32(31)))
+    return u32(least - above), above
 
 
 @inner
 def _any_inside(bits: Raw, low: Any, width: Any) -> Any:
     found = u32(0)
     for j in range(bits.size):
-        found |= u32(u32(bits[j] - low) <= width)
+        found = u32(found | u32(u32(bits[j] - low) <= width))
     return found
 
 
@@ -119,7 +121,7 @@ def _mark_inside(marks: Raw, bits: Raw, low: Any, width: Any) -> None:
 def _sum(marks: Raw) -> Any:
     count = u32(0)
     for j in range(marks.size):
-        count += u32(marks[j])
+        count = u32(count + u32(marks[j]))
     return count
 
 

@@ -95,7 +95,7 @@ def _spread(scores: Raw, rows: Raw, start: Any) -> None:
 def _count(scores: Raw) -> Any:
     count = u32(0)
     for j in range(scores.size):
-        count += u32(scores[j] != 0)
+        count = u32(count + u32(scores[j] != 0))
     return count
 
 

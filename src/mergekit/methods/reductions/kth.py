@@ -18,6 +18,7 @@ Numbers = NDArray[Any]
 
 _TOP = 0x7FFFFFFF  # greatest magnitude, as bits
 _NOTHING = 0xFFFFFFFF  # a cut that no magnitude passes
+_LIKELY, _SURE = 0.5, 0.95  # share of a bracket that a few values make up: to count them at all, and no more of them
 _FEW = 3  # values that are cheaper to count one by one than to sort into bins
 _NO_VALUES: Numbers = np.empty(0, np.uint32)
 
@@ -323,8 +324,9 @@ class Kth(Reduction):
         row.low, row.high = _bracket(sample, row.keep / entries)
         values, counts = np.unique(sample[(sample >= row.low) & (sample <= row.high)], return_counts=True)
         likely = np.argsort(-counts, kind="stable")[:_FEW]
-        if 2 * counts[likely].sum() >= counts.sum():  # deltas of 16-bit weights are few numbers, many times each
-            row.guess(np.sort(values[likely]))
+        covered = np.cumsum(counts[likely]) / counts.sum()
+        if covered[-1] >= _LIKELY:  # deltas of 16-bit weights are few numbers, many times each
+            row.guess(np.sort(values[likely[: 1 + np.count_nonzero(covered < _SURE)]]))
         return row
 
 
