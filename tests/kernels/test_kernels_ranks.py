@@ -9,8 +9,10 @@ from kernel_formats import FORMATS, RAW, decode, encode, weights_like
 
 from mergekit.kernels import arrays, fused
 from mergekit.kernels.arrays import rank_scratch
+from mergekit.kernels.delta_sum import ALWAYS, NOTHING
 from mergekit.kernels.fused import row_ranks
 from mergekit.kernels.ranks import BINS, FEW, REACH
+from mergekit.kernels.streams import stream_keys
 
 MARK = 0xDEADBEEF
 BEYOND = 64  # entries after an output or scratch, to see whether something is written there
@@ -196,3 +198,37 @@ def test_the_twin_ranks_alike(library, kind, width, rows, seed):
         with np.errstate(over="ignore"):
             reducers.row_ranks(wrapped(row), wrapped(base), width, scratch, found[-1])
     np.testing.assert_array_equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("width", [300, 896, 5000])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
+def test_16_bits_with_few_and_with_many_entries_in_mixed_bins(width, spread):
+    """The wider the magnitudes spread, the more share a bin; both ways of telling those apart must be taken."""
+    random = np.random.default_rng(width)
+    base = weights_like(1, 3 * width, "BF16")
+    row = encode(decode(base) + 0.01 * np.exp(spread * random.normal(0, 1, 3 * width)), "BF16")
+    np.testing.assert_array_equal(ranks_of(row, base, width), expected(row, base, width))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("elect", [True, False])
+def test_a_ranked_sum_is_thinning_by_rank_and_adding_up(name, elect):
+    width, lines, count, first = 130, 40, 3, 2 * 130
+    size = width * lines
+    base = weights_like(1, size, name)
+    rows = np.stack([encode(decode(base) + weights_like(seed, size, "F32") / 8, name) for seed in range(2, 2 + count)])
+    low, step = np.array([0.3, 1.0, 0.1]), np.array([0.4, 0.0, 0.8]) / (2 * (width - 1))
+    keys = np.stack([stream_keys(0, "w", model) for model in range(count)])
+    weights = np.array([0.5, 0.3, 0.2], np.float32)
+    cuts = np.array([[0] * count, [NOTHING] * count], np.uint32), np.array([[size] * count, [-1] * count])
+    chances, votes = np.full(count, ALWAYS), np.empty((count, size), np.float32)
+    for i, own in enumerate(votes):
+        ranks = ranks_of(rows[i], base, width)[:size].copy() if step[i] else np.zeros(size, np.int32)
+        fused.thin_by_rank(rows[i], base, ranks, low[i], step[i], True, first, keys[i], own)
+    expected_sum, out = np.empty_like(base), np.empty_like(base)
+    adding = (weights, weights, *cuts, chances, first, keys, elect, False, 0.7)
+    fused.delta_sum(base, votes[0, :0], votes, *adding, expected_sum)
+    room = np.empty(rank_scratch(width), np.uint32), np.empty(width, np.int32), np.empty((count, width), np.float32)
+    fused.ranked_sum(base, base, rows, width, low, step, True, *adding, *room, out)
+    np.testing.assert_array_equal(out, expected_sum)
+    assert (out != base).any()

@@ -7,6 +7,7 @@ from kernel_formats import FORMATS, decode, encode, weights_like
 from mergekit.kernels import BINS, GRAIN, arrays, fused, grains
 from mergekit.kernels.arrays import fresh_bins
 from mergekit.kernels.fused import count_values, magnitude_bits, sweep
+from mergekit.kernels.select import TILE
 
 TOP = 0x7FFFFFFF
 SIZES = (0, 1, 31, 33, 2047, 2048, 2049, GRAIN + 1, 3 * GRAIN + 5)
@@ -118,3 +119,25 @@ def test_a_few_values_are_counted_per_grain(name, size):
         expected = [(bits[start : start + GRAIN] == value).sum() for start in range(0, size, GRAIN)]
         np.testing.assert_array_equal(equal[:, place], expected)
         assert above[place] == 5 + (bits > value).sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(0, 3 * TILE),
+    values=st.sampled_from([3, 1000, 2**31]),
+    room=st.sampled_from([0, 10, 4 * TILE]),
+    wanted=st.booleans(),
+    seed=st.integers(0, 10**6),
+    data=st.data(),
+)
+def test_what_lies_in_a_bracket_is_collected_in_its_order(size, values, room, wanted, seed, data):
+    bits = np.random.default_rng(seed).integers(0, values, size, dtype=np.uint32)
+    ends = st.one_of(st.integers(0, values), st.sampled_from([0, 0xFFFFFFFF]))
+    low, high = sorted((data.draw(ends), data.draw(ends)))
+    found, places, counts = np.zeros(room, np.uint32), np.zeros(room * wanted, np.int64), np.empty(2, np.int64)
+    fused.collect(bits, low, high, 7, found, places, counts)
+    inside = np.flatnonzero((bits >= low) & (bits <= high))
+    assert counts.tolist() == [inside.size, np.count_nonzero(bits > high)]
+    if inside.size <= room:
+        np.testing.assert_array_equal(found[: inside.size], bits[inside])
+        np.testing.assert_array_equal(places[: inside.size * wanted], (inside + 7)[: inside.size * wanted])

@@ -40,6 +40,7 @@ from mergekit import __version__
 from mergekit.adapters import CONFIG, Adapter
 from mergekit.checkpoint.hub import Remote
 from mergekit.errors import Problem
+from mergekit.methods import Method, Parameter
 from mergekit.plan import Model, Plan, TensorTask
 from mergekit.plan.fingerprint import header_hash, recipe_hash
 from mergekit.plan.methods import method_file
@@ -211,21 +212,23 @@ def _totals(plan: Plan) -> dict[str, int]:
 
 def _tensors(tasks: Sequence[TensorTask], outcomes: Sequence[Measured]) -> tuple[list[object], list[dict[str, object]]]:
     """The table of settings, and the tensors that refer to it."""
-    known: dict[str, int] = {}
-    tensors: list[dict[str, object]] = []
-    last: tuple[object, bool] | None = None
+    parameters: dict[type[Method], tuple[Parameter, ...]] = {}
+    known: dict[tuple[object, ...], int] = {}
+    table: list[object] = []
+    tensors = []
     for task, outcome in zip(tasks, outcomes, strict=True):
-        if (task.method, task.based) != last:  # most tensors are merged like the one before
-            last = (task.method, task.based)
-            settings = known.setdefault(json.dumps(_settings(task)), len(known))
-        tensors.append(_tensor(task, outcome, settings))
-    return [json.loads(text) for text in known], tensors
-
-
-def _settings(task: TensorTask) -> dict[str, object]:
-    method = task.method
-    values = {parameter.name: _plain(getattr(method, parameter.field)) for parameter in method.parameters()}
-    return {"method": method.name, "based": task.based, "parameters": values}
+        method = type(task.method)
+        if method not in parameters:
+            parameters[method] = method.parameters()
+        own = parameters[method]
+        values = tuple(getattr(task.method, each.field) for each in own)
+        key = (method, task.based, values)
+        if key not in known:
+            known[key] = len(table)
+            named = {each.name: _plain(value) for each, value in zip(own, values, strict=True)}
+            table.append({"method": method.name, "based": task.based, "parameters": named})
+        tensors.append(_tensor(task, outcome, known[key]))
+    return table, tensors
 
 
 def _tensor(task: TensorTask, outcome: Measured, settings: int) -> dict[str, object]:
