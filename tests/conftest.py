@@ -4,6 +4,7 @@ import os
 
 from hypothesis import settings
 
+# The first example of a kernel may have to wait for its compiler.
+settings.register_profile("anywhere", deadline=None)
 settings.register_profile("gate", derandomize=True, deadline=None)
-if os.environ.get("CI"):
-    settings.load_profile("gate")
+settings.load_profile("gate" if os.environ.get("CI") else "anywhere")
