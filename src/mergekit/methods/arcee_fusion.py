@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
@@ -51,12 +51,18 @@ def _importances(block: Block, width: int, divergences: Numbers) -> Numbers:
 
 def _divergences(block: Block, picked: slice) -> tuple[Numbers, Numbers]:
     """Of the rows of a block, and the importances of some of its entries."""
+    from mergekit.kernels import arrays, fused
+
     width = _width(block.target)
     found = np.empty(block.rows.shape[1] // width)
     block.reducers.row_divergence(block.models[0], block.base, width, found)
-    rows, row_of = block.rows[:, picked], np.arange(*picked.indices(block.rows.shape[1])) // width
-    single = replace(block, rows=np.ascontiguousarray(rows) if isinstance(rows, np.ndarray) else rows)
-    return found, _importances(single, 1, found[row_of])
+    rows = block.rows[:, picked]
+    if block.reducers is fused:
+        raw, rows = rows, np.empty(rows.shape, np.float32)
+        for entries, row in zip(raw, rows, strict=True):
+            fused.widen(np.ascontiguousarray(entries), row)
+    own = found[np.arange(*picked.indices(block.rows.shape[1])) // width]
+    return found, arrays.host(arrays.importances(rows[1], rows[0], 1, own))
 
 
 def _ranks(entries: int, stats: Stats) -> Sequence[int]:

@@ -157,17 +157,6 @@ class _Bracket:
     high: int
     edges: bool
 
-    @classmethod
-    def around(cls, keep: int, entries: int, sample: Numbers, edges: bool) -> _Bracket:
-        """Four standard errors of the sample's rank to both sides, and some more; of the bits of a sample."""
-        share, size = 1 - keep / entries, sample.size
-        error = 4 * math.sqrt(share * (1 - share) / size) + 2 / size
-        first, last = (min(max(round((share + sign * error) * size), 0), size - 1) for sign in (-1, 1))
-        ordered = np.partition(sample, (first, last))
-        return cls(
-            keep, int(ordered[first]) if first > 0 else 0, int(ordered[last]) if last < size - 1 else _TOP, edges
-        )
-
     def share(self, sample: Numbers) -> float:
         """Of the sample, what lies inside."""
         return np.count_nonzero((sample - np.uint32(self.low)) <= np.uint32(self.high - self.low)) / sample.size
@@ -192,6 +181,22 @@ class _Bracket:
         cut = np.partition(bits, bits.size - rank)[bits.size - rank]
         last = rank - np.count_nonzero(bits > cut) - 1
         return int(cut), int(places[bits == cut][last]) if self.edges else -1
+
+
+def _brackets(ranks: Sequence[int], entries: int, sample: Numbers, edges: bool) -> list[_Bracket]:
+    """Four standard errors of the sample's rank to both sides, and some more; from the bits of a sample."""
+    size = sample.size
+    shares = [1 - keep / entries for keep in ranks]
+    errors = [4 * math.sqrt(share * (1 - share) / size) + 2 / size for share in shares]
+    ends = [
+        [round((share + sign * error) * size) for sign in (-1, 1)] for share, error in zip(shares, errors, strict=True)
+    ]
+    places = [[min(max(place, 0), size - 1) for place in pair] for pair in ends]
+    ordered = np.partition(sample, sorted({place for pair in places for place in pair}))
+    return [
+        _Bracket(keep, int(ordered[first]) if first > 0 else 0, int(ordered[last]) if last < size - 1 else _TOP, edges)
+        for keep, (first, last) in zip(ranks, places, strict=True)
+    ]
 
 
 @final
@@ -280,7 +285,7 @@ class SurveyedKth(Reduction):
         bits = drawn.view(np.uint32)
         if drawn.size == target.count:
             return counted()
-        brackets = [_Bracket.around(keep, target.count, bits, self.edges) for keep in ranks]
+        brackets = _brackets(ranks, target.count, bits, self.edges)
         if max(bracket.share(bits) for bracket in brackets) > _MOST:
             return counted()
         return _BracketSearch(score, brackets, counted)
