@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from held_tasks import tensor_of
 from hypothesis import given
 from hypothesis import strategies as st
 from papers import PAPERS
@@ -22,13 +23,15 @@ from tiny_checkpoints import (
     write_model,
 )
 
+from mergekit.api.memory import HeldTensors, merger
 from mergekit.checkpoint import DTYPES, TensorSpec
+from mergekit.engine.compute import Fused
 from mergekit.engine.local import Team
 from mergekit.errors import DeviceError, IncompatibleModelsError, NonFiniteError
 from mergekit.kernels import GRAIN
 from mergekit.methods import METHODS
 from mergekit.methods.passthrough import Passthrough
-from mergekit.plan import TensorTask, memory
+from mergekit.plan import Memory, TensorTask, memory
 
 DTYPE = {"base": torch.bfloat16, "a": torch.float32, "b": torch.float16, "c": torch.bfloat16}
 
@@ -334,3 +337,13 @@ def test_fused_experts_are_the_merged_parts_end_to_end(stacked, tmp_path):
         assert torch.equal(fused.pop(f"{new}.gate.weight"), parts.pop(f"{old}.gate.weight"))
     assert fused.keys() == parts.keys()
     assert all(torch.equal(fused[name], parts[name]) for name in parts)
+
+
+def test_a_tensor_that_is_merged_again_is_read_again():
+    """Rows that a sweep has filled are kept for the merge, and no longer: what is in memory may have changed."""
+    held = tensor_of("linear", 0, "BF16", shape=(300,))
+    with merger(Memory(1, GRAIN, 0), HeldTensors(held.contents), Fused()) as merge:
+        assert merge(held.task).any()
+        for octets in held.contents.values():
+            octets[:] = 0
+        assert not merge(held.task).any()

@@ -114,9 +114,10 @@ class Worker:
     def prefetch(self, task: TensorTask, span: Span) -> None:
         """Have the system read a span, or its beginning, while this worker computes; from cold files that is faster.
 
-        With this a tensor begins: what views had kept of another one is dropped.
+        With this a tensor begins: what was kept of another one, or of the same one before, is dropped.
         """
         self._kept.clear()
+        self._filled.clear()
         self._bench.forget()
         for operand in task.operands:
             ahead = span.start + _AHEAD * 8 // operand.view.spec.dtype.bits
