@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mergekit.kernels import GRAIN
 from mergekit.methods.contract import Array, Block, Reduction, Search, Stats, Target
-from mergekit.methods.reductions import Cut, GrainSums, Kth, Score
+from mergekit.methods.reductions import Cut, GrainSums, Kth, Score, nth_greatest
 
 Numbers = NDArray[Any]
 
@@ -178,9 +178,8 @@ class _Bracket:
         places = np.concatenate([part.places for part in parts])
         if not 0 < rank <= bits.size or not all(part.whole for part in parts):
             return None
-        cut = np.partition(bits, bits.size - rank)[bits.size - rank]
-        last = rank - np.count_nonzero(bits > cut) - 1
-        return int(cut), int(places[bits == cut][last]) if self.edges else -1
+        cut, last = nth_greatest(bits, rank)
+        return cut, int(places[last]) if self.edges else -1
 
 
 def _brackets(ranks: Sequence[int], entries: int, sample: Numbers, edges: bool) -> list[_Bracket]:

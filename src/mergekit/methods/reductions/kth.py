@@ -35,6 +35,19 @@ def trimmed(entries: int, density: float) -> int:
     return entries if density >= 1 else min(entries, max(1, int(density * entries)))
 
 
+def nth_greatest(scores: Numbers, n: int) -> tuple[int, int]:
+    """The score that n entries reach, and the place of the last of its ties that is among them, ties by lowest place.
+
+    Example:
+        >>> nth_greatest(np.array([7, 5, 9, 5, 5]), 3)
+        (5, 1)
+    """
+    place = scores.size - n
+    cut = np.partition(scores, place)[place]
+    wanted = n - np.count_nonzero(scores > cut)
+    return int(cut), int(np.flatnonzero(scores == cut)[wanted - 1])
+
+
 class Score(ABC):
     """What entries are ordered by: a number ≥ 0 for each, which is ``|row − reference|``, in float32."""
 
@@ -143,12 +156,9 @@ class _Row:
 
     def settle(self, magnitudes: Numbers) -> None:
         """Take all magnitudes of the tensor."""
-        place = magnitudes.size - self.keep
-        cut = np.partition(magnitudes, place)[place]
-        ties = np.flatnonzero(magnitudes == cut)
-        wanted = self.keep - int(np.count_nonzero(magnitudes > cut))
-        if not self._settled(int(cut), wanted == ties.size, magnitudes.size):
-            self.finish(int(ties[wanted - 1]))
+        cut, edge = nth_greatest(magnitudes, self.keep)
+        if not self._settled(cut, False, magnitudes.size):
+            self.finish(edge)
 
     def finish(self, edge: int) -> None:
         self.edge, self.stage = edge, "done"
